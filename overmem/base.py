@@ -4,10 +4,15 @@
 
 # %% auto #0
 __all__ = ['BadRequest', 'RunFailed', 'nearest', 'home', 'data_dir', 'runs_dir', 'results_dir', 'packaged', 'reference',
-           'replacing', 'write_text', 'write_json', 'progress']
+           'replacing', 'write_text', 'write_json', 'MinuteLines', 'progress']
 
-# %% ../nbs/00_base.ipynb #8b32623c
-import csv, json, os, shutil, sys
+# %% ../nbs/00_base.ipynb #8cd73668
+import csv
+import json
+import os
+import shutil
+import sys
+import time
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,11 +82,25 @@ def write_text(path:Path, text:str):
 
 def write_json(path:Path, value): write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
 
-# %% ../nbs/00_base.ipynb #efdda7d2
+# %% ../nbs/00_base.ipynb #1ce0b279
+class MinuteLines:
+    "Stands for a tqdm bar where nobody watches: a line on the error stream at most once in `every` seconds"
+    def __init__(self, total:int, desc:str, unit:str, every:float=60.):
+        self.total, self.desc, self.unit, self.every, self.n, self.post = total, desc, unit, every, 0, ''
+        self.began = self.said = time.time()
+    def set_postfix(self, values): self.post = ', '.join(f'{k} {v}' for k, v in values.items())
+    def update(self, n=1):
+        self.n += n
+        now = time.time()
+        if now - self.said < self.every: return
+        self.said, left = now, (now - self.began)*(self.total/max(self.n, 1) - 1)
+        print(f'{self.desc}: {self.n} of {self.total} {self.unit}s, {(now - self.began)/60:.1f} min, {left/60:.1f} min left  {self.post}', file=sys.stderr, flush=True)
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+
 def progress(total:int, desc:str='', unit:str='epoch'):
-    "A tqdm bar of `total` steps; where nobody watches, a line a minute instead"
-    from tqdm import tqdm
+    "A tqdm bar of `total` steps, as a context manager; where nobody watches, `MinuteLines` instead"
     how = os.environ.get('OVERMEM_PROGRESS') or ('bar' if sys.stderr.isatty() or 'ipykernel' in sys.modules else 'lines')
-    if how == 'bar': return tqdm(total=total, desc=desc, unit=unit, leave=False, mininterval=.3)
-    return tqdm(total=total, desc=desc, unit=unit, mininterval=60, miniters=1, leave=False, ascii=True,
-                bar_format='{desc}: {n_fmt}/{total_fmt} {unit}s, {elapsed} elapsed, {remaining} left{postfix}\n')
+    if how == 'lines': return MinuteLines(total, desc, unit)
+    from tqdm import tqdm
+    return tqdm(total=total, desc=desc, unit=unit, leave=False, mininterval=.3)

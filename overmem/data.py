@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CIFAR', 'SOURCES', 'READ', 'import_torchvision', 'Source', 'source', 'md5', 'trouble', 'Images', 'read_cifar10',
-           'read_cifar100', 'read_svhn', 'read_mnist', 'read_digits', 'load', 'in_shape', 'shrink', 'floats',
+           'read_cifar100', 'read_svhn', 'read_mnist', 'read_digits', 'load', 'in_shape', 'fetch', 'shrink', 'floats',
            'TensorLoader', 'crop_flip', 'Coloured', 'coloured_mnist', 'Toy', 'make_toy', 'Regression',
            'make_regression']
 
@@ -104,10 +104,12 @@ def read_cifar100(root, train): return _hwc(import_torchvision().datasets.CIFAR1
 def _hwc(d): return Images(torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(d.targets))
 
 def read_svhn(root, train):
+    "torchvision's SVHN; the digit 0 has label 0"
     d = import_torchvision().datasets.SVHN(root, 'train' if train else 'test')
     return Images(torch.from_numpy(d.data), torch.from_numpy(d.labels).long())
 
 def read_mnist(root, train):
+    "torchvision's MNIST, with a channel axis"
     d = import_torchvision().datasets.MNIST(root, train)
     return Images(d.data[:, None], d.targets)
 
@@ -133,6 +135,17 @@ def in_shape(images:Images, shape:tuple) -> Images:
     "The same images resized (bilinear) to (C, H, W), grey repeated over channels"
     x = F.interpolate(images.x.float(), shape[1:], mode='bilinear', align_corners=False).round()
     return Images(x.to(torch.uint8).expand(-1, shape[0], -1, -1).contiguous(), images.y)
+
+def fetch(name:str, root=None):
+    "Download a data set into `root` (default `$OVERMEM_DATA`, else `data/`) and check it; nothing to do if it is there and whole"
+    root = Path(root or data_dir())
+    if not trouble(name, root): return
+    tv = import_torchvision().datasets
+    get = dict(cifar10=lambda: [tv.CIFAR10(root, download=True)], cifar100=lambda: [tv.CIFAR100(root, download=True)], mnist=lambda: [tv.MNIST(root, download=True)],
+               svhn=lambda: [tv.SVHN(root, s, download=True) for s in ('train', 'test')])[name]
+    try: get()
+    except Exception as e: raise BadRequest(f'{name} could not be downloaded ({str(e).splitlines()[0]}): get it by hand from {source(name).page} into {root}') from None
+    if trouble(name, root): raise BadRequest(trouble(name, root))
 
 def shrink(images:Images, by:int) -> Images:
     "The same images, averaged over `by` x `by` blocks (rounded to a byte)"

@@ -67,16 +67,20 @@ def stages(block, c_in:int, widths, blocks) -> list:
 
 def pool(): return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
-# %% ../nbs/02_models.ipynb #1c16a80c
-def preact_resnet(width:int=16, blocks:tuple=(1, 1, 1), K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
-    "Pre-activation residual network of free size; stage k has `blocks[k]` blocks of width `width*2**k`. `preact_resnet(16)` suits a CPU"
+# %% ../nbs/02_models.ipynb #3b2a5ab1
+def preact_resnet(
+    width:int=16,                 # of the first stage; each stage doubles it
+    blocks:tuple=(1, 1, 1),       # blocks in each stage
+    stem:int=1,                   # stride of the first convolution; 2 makes everything after it four times cheaper
+    K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
+    "Pre-activation residual network of free size; `preact_resnet(16)` suits a CPU"
     widths = [width*2**k for k in range(len(blocks))]
-    body = [Normalize(mean, std), conv3(ch, width), *stages(PreActBlock, width, widths, blocks), nn.BatchNorm2d(widths[-1]), nn.ReLU(), *pool()]
+    body = [Normalize(mean, std), conv3(ch, width, stem), *stages(PreActBlock, width, widths, blocks), nn.BatchNorm2d(widths[-1]), nn.ReLU(), *pool()]
     return Net(nn.Sequential(*body), nn.Linear(widths[-1], K))
 
 def preact_resnet18(K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
     "PreActResNet-18 of DOM and ZeroGrad (dom.md 3.5, zerograd.md 3.6)"
-    return preact_resnet(64, (2, 2, 2, 2), K, ch, mean, std)
+    return preact_resnet(64, (2, 2, 2, 2), 1, K, ch, mean, std)
 
 def resnet18(K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
     "ResNet-18 in its CIFAR form, 3x3 stem without max-pooling (bat.md 2.8)"

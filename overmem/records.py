@@ -10,8 +10,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .base import RunFailed
 

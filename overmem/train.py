@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['constant', 'triangle', 'staircase', 'onedrop', 'autocast', 'fast_bf16', 'fit', 'finite', 'pack', 'digest',
-           'save_checkpoint', 'read_checkpoint', 'part', 'load_checkpoint']
+           'save_checkpoint', 'read_checkpoint', 'part', 'load_weights', 'load_checkpoint']
 
 # %% ../nbs/22_train.ipynb #5e81b85d
 import contextlib
@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -114,11 +113,16 @@ def part(tensors:dict, name:str) -> dict:
     "The tensors below `name.`, without that prefix"
     return {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(name + '.')}
 
-def load_checkpoint(path:Path, model, opt=None, state:dict|None=None) -> dict:
-    "Restore model, optimiser, objective state (in place) and random state; returns the meta of `save_checkpoint`"
+def load_weights(path:Path, model) -> tuple:
+    "Restore the network alone; returns what `read_checkpoint` does"
     tensors, meta = read_checkpoint(path)
     try: model.load_state_dict(part(tensors, 'model'))
     except RuntimeError as e: raise BadRequest(f'{path} holds another network: {str(e).splitlines()[1].strip()}') from None
+    return tensors, meta
+
+def load_checkpoint(path:Path, model, opt=None, state:dict|None=None) -> dict:
+    "Restore model, optimiser, objective state (in place) and random state; returns the meta of `save_checkpoint`"
+    tensors, meta = load_weights(path, model)
     if opt: _restore_opt(opt, part(tensors, 'opt'))
     for k, v in part(tensors, 'state').items(): (state or {})[k].copy_(v)
     torch.set_rng_state(tensors['random.cpu'])

@@ -55,11 +55,14 @@ def multigrad(
         return project((2*eps if alpha is None else alpha)*s.sign(), x, eps)
     return attack
 
-# %% ../nbs/30_zerograd.ipynb #a53d8a74
-def grad_alignment(model, x:Tensor, y:Tensor, eps:float) -> Tensor:
-    "Cosine (N,) of the input gradients at x and at x + U(-eps, eps); nan where a gradient is exactly zero"
-    a, b = (input_grad(model, x, y, d).flatten(1) for d in (torch.zeros_like(x), uniform(x, eps)))
-    return (a*b).sum(1)/(a.norm(dim=1)*b.norm(dim=1))
+# %% ../nbs/30_zerograd.ipynb #116f5480
+def grad_alignment(eps:float) -> Callable:
+    "Probe (model, x, y) -> (N,): cosine of the input gradients at x and at x + U(-eps, eps); nan where a gradient is exactly zero"
+    def probe(model, x, y):
+        "x (N,C,H,W) in [0,1] -> (N,) in [-1,1]"
+        a, b = (input_grad(model, x, y, d).flatten(1) for d in (torch.zeros_like(x), uniform(x, eps)))
+        return (a*b).sum(1)/(a.norm(dim=1)*b.norm(dim=1))
+    return probe
 
 # %% ../nbs/30_zerograd.ipynb #62facd5f
 def _recipe(data, attack, epochs, lr, aug='crop_flip(4)'):

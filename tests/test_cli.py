@@ -1,0 +1,180 @@
+"The command line as a user meets it: what works, and what is refused in one line"
+import json
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+from conftest import OVERMEM, ROOT
+
+NAMES = sorted(p.stem for p in (ROOT/'nbs'/'experiments').glob('*.ipynb'))
+TINY = ('--data', 'digits', '--model', 'cnn(4)', '--epochs', '3', '--n', '256', '--n-test', '100', '--eps', '.1')
+
+
+def test_help_imports_no_torch():
+    code = "import sys; from click.testing import CliRunner; from overmem.cli import cli; assert CliRunner().invoke(cli, ['--help']).exit_code == 0; assert 'torch' not in sys.modules"
+    subprocess.run([OVERMEM.parent/'python', '-c', code], check=True)
+
+
+def test_list_and_report(overmem):
+    r = overmem('list')
+    assert r.returncode == 0 and all(n in r.stdout for n in NAMES) and 'laptop' in r.stdout
+    assert overmem('report').returncode == 0
+    board = (overmem.home/'data'/'results'/'SCOREBOARD.md').read_text()
+    assert all(f'{n} |' in board for n in NAMES) and 'not run' in board
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_experiment_at_smoke(overmem, name):
+    "Every experiment runs without any data set, leaves every file, and claims nothing"
+    r = overmem('run', name, '--budget', 'smoke', OVERMEM_PROGRESS='lines')
+    assert r.returncode == 0, r.stderr
+    out = overmem.home/'data'/'results'/name/'smoke'
+    assert {p.name for p in out.iterdir()} == {'table.csv', 'figure.svg', 'figure.png', 'verdict.json', 'run.json', 'notebook.ipynb'}
+    about, verdicts = json.loads((out/'run.json').read_text()), json.loads((out/'verdict.json').read_text())
+    assert about['budget'] == 'smoke' and about['wall_seconds'] > 0 and about['images_trained'] > 0
+    assert {v['verdict'] for v in verdicts} == {'not testable at this budget'}
+    assert str(overmem.home) not in (out/'notebook.ipynb').read_text() and str(ROOT) not in (out/'notebook.ipynb').read_text()
+    assert sum(p.stat().st_size for p in out.iterdir()) < 1_000_000
+    assert overmem('report').returncode == 0 and name in (overmem.home/'data'/'results'/'SCOREBOARD.md').read_text()
+
+
+def test_two_at_a_time_and_a_pattern(overmem):
+    r = overmem('run', 'mat_fig?', '-p', 'seeds=1', '--jobs', '2')
+    assert r.returncode == 0, r.stderr
+    assert len(list((overmem.home/'data'/'results').glob('mat_fig*/smoke/verdict.json'))) == 2
+
+
+@pytest.mark.parametrize('args, says', [
+    (('run', 'mat_fig11'), "did you mean 'mat_fig1'?"),
+    (('run', 'dom_*'), "no experiment 'dom_*'"),
+    (('run', 'mat_fig1', '--budget', 'labtop'), "did you mean 'laptop'?"),
+    (('run', 'mat_fig1', '-p', 'epoch=3'), "did you mean 'epochs'?"),
+    (('run', 'mat_fig1', '-p', 'epochs=many'), 'expected a whole number'),
+    (('run', 'mat_fig1', '-p', 'epochs'), 'key=value'),
+    (('run', 'mat_fig1', '-p', 'budget=labtop'), "did you mean 'laptop'?"),
+    (('run', 'mat_fig1', '--device', 'gpu'), "no device 'gpu'"),
+    (('run', 'zg_curves', '--budget', 'laptop'), 'overmem data mnist --get'),
+    (('run', 'mat_fig1', '--jobs', '0'), '--jobs'),
+    (('rnu',), "did you mean 'run'?"),
+    (('run', 'mat_fig1', '--bugdet', 'smoke'), '--budget'),
+    (('data', 'cifar1O'), "did you mean 'cifar10'?"),
+    (('data', '--get'), '--get needs the name'),
+    (('train', 'zerogard'), "did you mean 'zerograd'?"),
+    (('train', 'rs_fgsm', '-p', 'alhpa=1'), "did you mean 'alpha'?"),
+    (('train', 'adv(rs_fgsm(.1, .1)', '--data', 'digits'), 'not an expression'),
+    (('train', 'adv(open("x"))', '--data', 'digits'), "nothing exported is called 'open'"),
+    (('train', 'adv', '--attack', 'pgd11'), "did you mean 'pgd10'?"),
+    (('train', 'adv', '--data', 'mnist'), 'overmem data mnist --get'),
+    (('train', 'adv', '--data', 'digits', '--precision', 'fp16'), 'there are fp32, bf16 and auto'),
+    (('eval', 'nowhere.safetensors'), 'no checkpoint at nowhere.safetensors'),
+])
+def test_refused(refused, args, says): refused(*args, says=says)
+
+
+def test_no_gpu(refused):
+    import torch
+    if torch.cuda.is_available(): pytest.skip('this machine has a GPU')
+    refused('run', 'mat_fig1', '--device', 'cuda', says='overmem doctor')
+    refused('train', 'adv', '--data', 'digits', '--device', 'cuda', says='torch sees no GPU')
+
+
+def test_no_slurm(refused):
+    if shutil.which('sbatch'): pytest.skip('this machine has Slurm')
+    refused('run', 'mat_fig1', '--executor', 'slurm', says='no Slurm here')
+
+
+def test_damaged_data(overmem, refused, tmp_path):
+    "A truncated file is named; at smoke too, where only *missing* data are replaced"
+    raw = tmp_path/'sets'/'MNIST'/'raw'
+    raw.mkdir(parents=True)
+    for f in ('train-images', 't10k-images'): (raw/f'{f}-idx3-ubyte').write_bytes(b'cut')
+    for f in ('train-labels', 't10k-labels'): (raw/f'{f}-idx1-ubyte').write_bytes(b'cut')
+    assert 'damaged' in overmem('data', 'mnist', data=tmp_path/'sets').stdout
+    refused('run', 'zg_curves', says='has the wrong checksum', data=tmp_path/'sets')
+
+
+def test_unwritable_folder(refused, tmp_path):
+    if os.geteuid() == 0: pytest.skip('root may write anywhere')
+    (tmp_path/'data').mkdir(mode=0o500)
+    refused('run', 'mat_fig1', says='OVERMEM_HOME')
+
+
+def test_home_is_a_file(overmem, tmp_path):
+    "A home that can hold no folder (works for root as well)"
+    (tmp_path/'data').write_text('in the way')
+    r = overmem('run', 'mat_fig1')
+    assert r.returncode == 2 and 'OVERMEM_HOME' in r.stderr and len(r.stderr.strip().splitlines()) == 1, r.stderr
+
+
+def test_failing_notebook_keeps_earlier_results(overmem, tmp_path):
+    from overmem.base import RunFailed
+    from overmem.runner import execute
+    bad = tmp_path/'bad.ipynb'
+    nb = json.loads((ROOT/'nbs'/'experiments'/'mat_fig1.ipynb').read_text())
+    nb['cells'][-1]['source'] = 'raise RuntimeError("boom")'
+    bad.write_text(json.dumps(nb))
+    old = tmp_path/'data'/'results'/'bad'/'smoke'/'verdict.json'
+    old.parent.mkdir(parents=True)
+    old.write_text('[]')
+    os.environ['OVERMEM_HOME'] = str(tmp_path)
+    try:
+        with pytest.raises(RunFailed, match='boom.*earlier results are untouched'): execute('bad', bad, dict(budget='smoke', epochs=2))
+    finally: del os.environ['OVERMEM_HOME']
+    assert old.read_text() == '[]'
+    assert (tmp_path/'data'/'runs'/'notebooks'/'bad-smoke.ipynb').exists()
+
+
+def test_train_then_eval(overmem):
+    r = overmem('train', 'rs_fgsm', '-p', 'alpha=.125', *TINY)
+    assert r.returncode == 0, r.stderr
+    assert 'epoch   3/3' in r.stdout
+    ckpt = r.stdout.strip().splitlines()[-1]
+    again = overmem('train', 'rs_fgsm', '-p', 'alpha=.125', *TINY)
+    assert again.stdout.strip().splitlines() == [ckpt]                      # finished: not repeated
+    e = overmem('eval', ckpt, '--attack', 'fgsm,cw', '--eps', '.1', '--n', '50')
+    assert e.returncode == 0, e.stderr
+    acc = json.loads(open(ckpt.replace('.safetensors', '.eval.json')).read())['accuracy']
+    assert set(acc) == {'clean', 'fgsm', 'cw'} and acc['fgsm'] <= acc['clean']
+
+
+def test_damaged_checkpoint_is_refused(overmem, refused):
+    ckpt = overmem.home/'x.safetensors'
+    ckpt.write_bytes(b'\x10\0\0\0\0\0\0\0{"a": nonsense}')
+    refused('eval', ckpt, says='damaged or no checkpoint')
+
+
+def test_nan_loss(refused): refused('train', 'adv', *TINY, '--lr', 'constant(1e12)', code=1, says='last finite loss')
+
+
+def test_kill_and_resume(overmem):
+    "kill -9 during training loses at most the work since the last checkpoint; the same command finishes the run with the undisturbed metrics"
+    args = ('train', 'rs_fgsm', '-p', 'alpha=.125', *TINY, '--precision', 'fp32', '--epochs', '40')
+    env = os.environ | dict(OVERMEM_HOME=str(overmem.home), OVERMEM_DATA=str(overmem.home))
+    rows = lambda d: [{k: v for k, v in json.loads(l).items() if k != 'seconds'} for l in open(d/'metrics.jsonl')]
+    p = subprocess.Popen([OVERMEM, *args], env=env, stdout=subprocess.PIPE, text=True)
+    while 'epoch   3/40' not in p.stdout.readline(): assert p.poll() is None
+    p.send_signal(signal.SIGKILL); p.wait()
+    run, = (overmem.home/'data'/'runs').iterdir()
+    assert not (run/'DONE').exists()
+    assert overmem(*args).returncode == 0
+    first = rows(run)
+    assert overmem(*args, '--force').returncode == 0
+    assert rows(run) == first and len(first) == 40
+
+
+def test_doctor(overmem):
+    r = overmem('doctor')
+    assert r.returncode == 0 and 'torchvision' in r.stdout and 'overmem data cifar10 --get' in r.stdout
+
+
+def test_wheel_holds_experiments_and_reference(tmp_path):
+    "What is installed without a clone: modules, experiment notebooks, the papers' numbers"
+    import zipfile
+    python = OVERMEM.parent/'python'
+    copy = tmp_path/'copy'
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns('.git', '.venv', '_site', '_proc', 'runs', 'build', '*.egg-info'))
+    subprocess.run([python, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path, copy], check=True)
+    names = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
+    assert {'overmem/attacks.py', 'overmem/experiments/mat_fig1.ipynb', 'overmem/reference/mat_tables.csv'} <= set(names)
