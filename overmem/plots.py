@@ -13,7 +13,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 
 # %% ../nbs/04_plots.ipynb #4fd03a4e
-METHODS = ('clean', 'fgsm', 'rs_fgsm', 'n_fgsm', 'zerograd', 'multigrad', 'pgd2', 'pgd10', 'rs_fgsm_2eps', 'free', 'ERM', 'MAT')
+METHODS = ('clean', 'fgsm', 'rs_fgsm', 'n_fgsm', 'zerograd', 'multigrad', 'pgd2', 'pgd10', 'rs_fgsm_2eps', 'zerograd_zero', 'ERM', 'MAT')
 
 def style():
     "Set the house style; call it once at the head of a notebook"

@@ -46,9 +46,9 @@ def _front(text):
 
 
 def _clean(output):
-    "Markdown produced by show_doc holds Quarto attributes that nothing else reads"
+    "Markdown produced by show_doc holds rules and Quarto attributes that nothing else reads"
     md = output.get('data', {}).get('text/markdown')
-    if md: output['data']['text/markdown'] = re.sub(r'\{(target|\.)[^}]*\}', '', md)
+    if md: output['data']['text/markdown'] = re.sub(r'\{(target|\.)[^}]*\}', '', re.sub(r'^---$', '', md, flags=re.M))
     return output
 
 
@@ -84,7 +84,9 @@ def site(out: Path):
         tocs = [toc('Results', ['scoreboard', *experiments])] + [toc(g, [p for p in pages if pages[p] == g]) for g in dict.fromkeys(pages.values())]
         (src/'index.md').write_text(index + '\n' + '\n'.join(tocs))
         (src/'conf.py').write_text(CONF)
-        subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', src, out], check=True)
+        subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', src, Path(tmp)/'html'], check=True)
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(Path(tmp)/'html', out)
     print(f'{len(list(out.glob("*.html")))} pages in {out}')
 
 
