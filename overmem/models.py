@@ -120,4 +120,4 @@ class Stacked(nn.Module):
     def __init__(self, layers):
         super().__init__()
         self.weight = nn.Parameter(torch.stack([l.weight.detach() for l in layers]))     # (M,K,d)
-    def forward(self, x:Tensor) -> Tensor: return x @ self.weight.mT
+    def forward(self, x:Tensor) -> Tensor: return torch.stack([F.linear(v, w) for v, w in zip(x, self.weight)])
