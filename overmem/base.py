@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BadRequest', 'RunFailed', 'nearest', 'home', 'data_dir', 'runs_dir', 'results_dir', 'packaged', 'reference',
-           'replacing', 'write_text', 'write_json', 'MinuteLines', 'progress']
+           'replacing', 'writable', 'write_text', 'write_json', 'MinuteLines', 'progress']
 
 # %% ../nbs/00_base.ipynb #8cd73668
 import csv
@@ -41,7 +41,7 @@ def home() -> Path:
 
 def data_dir() -> Path:
     "Where data sets are looked for: `$OVERMEM_DATA`, else `data/` in `home`"
-    return Path(os.environ['OVERMEM_DATA']).expanduser() if os.environ.get('OVERMEM_DATA') else home()/'data'
+    return Path(os.environ['OVERMEM_DATA']).expanduser().resolve() if os.environ.get('OVERMEM_DATA') else home()/'data'
 
 def runs_dir() -> Path: return home()/'data'/'runs'
 def results_dir() -> Path: return home()/'data'/'results'
@@ -66,15 +66,24 @@ def replacing(path:Path):
     "Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not"
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}')
+    old = tmp.with_name(tmp.name + '.old')
+    writable(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
-        if tmp.is_dir() and path.is_dir(): shutil.rmtree(path)
+        if path.is_dir(): os.replace(path, old)                          # a folder can't be replaced in one step: two renames
         os.replace(tmp, path)
-    except PermissionError as e: raise BadRequest(f'cannot write {path}: {e.strerror}; choose another folder with OVERMEM_HOME') from e
     finally:
-        if tmp.is_dir(): shutil.rmtree(tmp)
-        else: tmp.unlink(missing_ok=True)
+        for left in (tmp, old): shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+def writable(folder:Path) -> Path:
+    "The folder, made if need be; BadRequest if nothing can be written there"
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        probe = Path(folder)/f'.write-{os.getpid()}'
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as e: raise BadRequest(f'cannot write to {folder} ({e.strerror}): choose a folder you can write to with OVERMEM_HOME') from None
+    return Path(folder)
 
 def write_text(path:Path, text:str):
     "Write `text` to `path`, all of it or nothing"

@@ -83,12 +83,13 @@ def _checked(path, budget, device, seeds, force, given):
     "Parameters of one notebook; a wrong budget or device is refused before anything starts"
     from overmem.base import BadRequest, nearest
     from overmem.runner import describe
-    cost = describe(path)['cost']
-    if given.get('budget', budget) not in cost: raise BadRequest(f"no budget '{given.get('budget', budget)}': {nearest(budget, cost)}")
-    if device != 'auto':
+    cost, params = describe(path)['cost'], dict(budget=budget, device=device, seeds=seeds, force=force) | given
+    if params['budget'] not in cost: raise BadRequest(f"no budget '{params['budget']}': {nearest(params['budget'], cost)}")
+    if params['seeds'] < 0: raise BadRequest(f"seeds={params['seeds']}: cannot be negative")
+    if params['device'] != 'auto':
         from overmem.core import device as find
-        find(device)
-    return dict(budget=budget, device=device, seeds=seeds, force=force) | given
+        find(params['device'])
+    return params
 
 def _tell(name, folder, seconds):
     from overmem.runner import number, read_results
@@ -154,7 +155,11 @@ def method(text:str, pairs, eps:str) -> dict:
     import inspect
     from overmem.base import BadRequest, nearest
     from overmem.runs import as_objective, exported, recipes
-    if text in recipes(): return dict(recipes()[text])
+    if text in recipes():
+        if pairs: raise BadRequest(f'{text} is a recipe and takes no -p; its objective is {recipes()[text]["objective"]}')
+        return dict(recipes()[text])
+    for p in pairs:
+        if '=' not in p: raise BadRequest(f"'{p}' is not of the form key=value")
     if text.isidentifier():
         if text not in exported(): raise BadRequest(f"no method or recipe '{text}': {nearest(text, [*exported(), *recipes()])}")
         takes, given = inspect.signature(exported()[text][1]).parameters, dict(p.partition('=')[::2] for p in pairs)
@@ -192,7 +197,7 @@ class Lines:
 @click.option('--wd', type=float, help='Weight decay  [default: 5e-4]')
 @click.option('--seed', type=int, default=0, show_default=True)
 @click.option('--every', type=int, default=1, show_default=True, help='Epochs between evaluations.')
-@click.option('--precision', default='auto', show_default=True, help='fp32, bf16 or auto')
+@click.option('--precision', help='fp32, bf16 or auto  [default: auto, or the recipe\'s]')
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda or cuda:N')
 @click.option('--name', help='First part of the run directory\'s name  [default: METHOD]')
 @click.option('--force', is_flag=True, help='Start again, even if this run is finished.')
@@ -202,12 +207,11 @@ def train(method_, param, eps, attack, name, force, device, **options):
     import re
     from overmem.core import device as find
     from overmem.records import collapse, read_metrics
-    from overmem.runs import Training, make, train_run
+    from overmem.runs import Training, train_run
     entries = method(method_, param, eps)
     entries = dict(data='cifar10') | entries | {k: v for k, v in options.items() if v is not None} | dict(device=find(device), attacks=named_attacks(attack, eps))
     entries.setdefault('lr', f"triangle(.1, {entries.get('epochs', 30)})")
     c = Training(name or re.sub(r'\W+', '-', method_).strip('-')[:40], **entries)
-    for expr in (c.lr, c.aug): make(expr) if expr else None
     d = train_run(c, force, Lines(c.epochs))
     rows = [r for r in read_metrics(d/'metrics.jsonl') if 'pgd10_acc' in r and 'fgsm_acc' in r]
     at = collapse([r['pgd10_acc'] for r in rows], [r['fgsm_acc'] for r in rows]) if rows else None
@@ -233,6 +237,7 @@ def eval_(checkpoint, attack, eps, n, device):
     config, model, te = restored(checkpoint, n, find(device))
     ok = evaluate(model, te.x, te.y, {k: make(e) for k, e in attacks.items()})
     acc = {k: accuracy(v) for k, v in ok.items()}
+    if config['stand_in']: click.echo(f"digits stand in for {config['data']}")
     for k, v in acc.items(): click.echo(f'{k:10} {100*v:6.2f} %')
     for w in warnings(model, te.x, ok): click.echo(f'warning: {w}')
     stem = checkpoint.with_suffix('')

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CIFAR', 'SOURCES', 'READ', 'import_torchvision', 'Source', 'source', 'md5', 'trouble', 'Images', 'read_cifar10',
            'read_cifar100', 'read_svhn', 'read_mnist', 'read_digits', 'load', 'in_shape', 'fetch', 'shrink', 'floats',
-           'TensorLoader', 'crop_flip', 'Coloured', 'coloured_mnist', 'Toy', 'make_toy', 'Regression',
-           'make_regression']
+           'TensorLoader', 'crop_flip', 'rotate', 'compose', 'Coloured', 'coloured_mnist', 'Toy', 'make_toy',
+           'Regression', 'make_regression']
 
 # %% ../nbs/01_data.ipynb #508346ff
 import hashlib
@@ -186,6 +186,23 @@ def crop_flip(pad:int=4, mode:str='reflect', flip:bool=True) -> Callable:
         if flip: cols = torch.where(torch.rand(N, 1, device=x.device) < .5, cols.flip(1), cols)
         n, c = torch.arange(N, device=x.device)[:, None, None, None], torch.arange(C, device=x.device)[None, :, None, None]
         return F.pad(x, (pad,)*4, mode=mode)[n, c, (dy + r)[:, None, :, None], cols[:, None, None, :]]
+    return augment
+
+# %% ../nbs/01_data.ipynb #1f13b4fb
+def rotate(degrees:float) -> Callable:
+    "Augmentation of a batch: each image turned by U(-degrees, degrees) about its centre, nearest pixel, black corners"
+    def augment(x):
+        a = (2*torch.rand(len(x), device=x.device) - 1)*degrees*torch.pi/180
+        zero = torch.zeros_like(a)
+        turn = torch.stack([a.cos(), -a.sin(), zero, a.sin(), a.cos(), zero], 1).view(-1, 2, 3)
+        return F.grid_sample(x, F.affine_grid(turn, x.shape, align_corners=False), mode='nearest', align_corners=False)
+    return augment
+
+def compose(*augmentations:Callable) -> Callable:
+    "One augmentation after another"
+    def augment(x):
+        for f in augmentations: x = f(x)
+        return x
     return augment
 
 # %% ../nbs/01_data.ipynb #e47688f9

@@ -104,11 +104,12 @@ def cnn(width:int=16, K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
     convs = [m for k in range(3) for m in (nn.Conv2d(c[k], c[k + 1], 3, 2 if k else 1, 1), nn.ReLU())]
     return Net(nn.Sequential(Normalize(mean, std), *convs, *pool()), nn.Linear(c[-1], K))
 
-def mlp(d:int, hidden:tuple=(512, 256), K:int=10, act=nn.ReLU) -> Net:
-    "Fully connected: d inputs (images are flattened), hidden layers with `act`, K outputs"
+def mlp(d:int, hidden:tuple=(512, 256), K:int=10, act=nn.ReLU, mean=None, std=None) -> Net:
+    "Fully connected: d inputs (images are flattened, normalised if `mean` and `std` are given), hidden layers with `act`, K outputs"
+    first = [] if mean is None else [Normalize(mean, std)]
     sizes = [d, *hidden]
     body = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), act())]
-    return Net(nn.Sequential(nn.Flatten(), *body), nn.Linear(sizes[-1], K))
+    return Net(nn.Sequential(*first, nn.Flatten(), *body), nn.Linear(sizes[-1], K))
 
 def linear(d:int, K:int=2, bias:bool=True) -> Net:
     "One linear layer on flattened inputs; its features are the inputs"

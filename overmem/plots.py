@@ -6,9 +6,10 @@
 __all__ = ['METHODS', 'style', 'color', 'curves', 'panels', 'image_grid', 'loss_heat', 'acc_vs_eps', 'group_curves',
            'decision_plane']
 
-# %% ../nbs/04_plots.ipynb #486029a9
+# %% ../nbs/04_plots.ipynb #bc863a09
 import matplotlib
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 
@@ -16,7 +17,8 @@ from matplotlib import pyplot as plt
 METHODS = ('clean', 'fgsm', 'rs_fgsm', 'n_fgsm', 'zerograd', 'multigrad', 'pgd2', 'pgd10', 'rs_fgsm_2eps', 'zerograd_zero', 'ERM', 'MAT')
 
 def style():
-    "Set the house style; call it once at the head of a notebook"
+    "Set the house style of figures and tables; call it once at the head of a notebook"
+    pd.set_option('display.max_colwidth', None)
     sns.set_theme('paper', 'ticks', 'colorblind', rc={'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False,
         'figure.constrained_layout.use': True, 'figure.dpi': 96, 'savefig.dpi': 150, 'svg.hashsalt': 'overmem', 'svg.fonttype': 'none', 'font.size': 9})
     if 'inline' in matplotlib.get_backend():
@@ -86,7 +88,7 @@ def decision_plane(ax, w, x, y):
     core, spurious = np.meshgrid(np.linspace(-2, 2, 100), np.linspace(-10, 10, 100))
     gap = (w[1, 0] - w[0, 0])*core + (w[1, 1] - w[0, 1])*spurious
     p = 1/(1 + np.exp(-np.clip(10*gap, -50, 50)))
-    ax.contourf(core, spurious, p, 30, cmap='coolwarm', alpha=.85)
+    ax.imshow(p, cmap='coolwarm', alpha=.85, extent=(-2, 2, -10, 10), origin='lower', aspect='auto', vmin=0, vmax=1)
     ax.contour(core, spurious, p, [.5], colors='w', linewidths=2)
     ax.scatter(x[:, 0], x[:, 1], c=y, s=4, cmap='coolwarm', edgecolors='k', linewidths=.2, rasterized=True)
     ax.set(xlabel='core $x_y$', ylabel=r'spurious $\gamma x_a$', xlim=(-2, 2), ylim=(-10, 10))

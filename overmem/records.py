@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .base import RunFailed
+from .base import RunFailed, write_text
 
 # %% ../nbs/11_records.ipynb #d29cfe6d
 class Metrics:
@@ -20,7 +20,7 @@ class Metrics:
         self.path = Path(path)
         rows = read_metrics(self.path)[:keep] if keep else []
         if len(rows) < keep: raise RunFailed(f'{self.path} holds {len(rows)} rows, its checkpoint expects {keep}: delete the folder and run again')
-        self.path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+        write_text(self.path, ''.join(json.dumps(r) + '\n' for r in rows))
     def __call__(self, **row):
         with open(self.path, 'a') as f: f.write(json.dumps(row) + '\n')
 

@@ -126,7 +126,8 @@ def load_checkpoint(path:Path, model, opt=None, state:dict|None=None) -> dict:
     if opt: _restore_opt(opt, part(tensors, 'opt'))
     for k, v in part(tensors, 'state').items(): (state or {})[k].copy_(v)
     torch.set_rng_state(tensors['random.cpu'])
-    if torch.cuda.is_available() and 'random.cuda0' in tensors: torch.cuda.set_rng_state_all(list(part(tensors, 'random').values())[1:])
+    for k, v in part(tensors, 'random').items():
+        if k != 'cpu' and int(k[4:]) < torch.cuda.device_count(): torch.cuda.set_rng_state(v, int(k[4:]))
     return meta
 
 def _restore_opt(opt, saved):

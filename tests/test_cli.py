@@ -64,13 +64,32 @@ def test_two_at_a_time_and_a_pattern(overmem):
     (('train', 'zerogard'), "did you mean 'zerograd'?"),
     (('train', 'rs_fgsm', '-p', 'alhpa=1'), "did you mean 'alpha'?"),
     (('train', 'adv(rs_fgsm(.1, .1)', '--data', 'digits'), 'not an expression'),
+    (('train', 'rs_fgsm', '-p', 'alpha', '--data', 'digits'), 'key=value'),
+    (('train', 'zerograd_cifar10', '-p', 'q=.9'), 'takes no -p'),
+    (('train', 'adv', '--data', 'digits', '--model', 'cnn(4'), 'not an expression'),
+    (('train', 'adv', '--data', 'digits', '--model', 'cnm(4)'), "did you mean 'cnn'?"),
+    (('train', 'adv', '--data', 'digits', '--model', 'cnn'), 'no network'),
+    (('train', 'adv', '--data', 'digits', '--lr', 'constant'), 'no learning rate'),
+    (('train', 'adv', '--data', 'digits', '--eps', 'abc'), "nothing exported is called 'abc'"),
+    (('train', 'adv', '--data', 'digits', '--epochs', '0'), 'epochs=0: at least 1'),
+    (('train', 'adv', '--data', 'digits', '--bs', '0'), 'bs=0'),
+    (('train', 'adv', '--data', 'digits', '--every', '0'), 'every=0'),
+    (('train', 'adv', '--data', 'digits', '--shrink', '9'), 'does not divide'),
+    (('run', 'mat_fig1', '--seeds', '-1'), 'cannot be negative'),
+    (('run', 'mat_fig1', '-p', 'epochs=-5'), 'cannot be negative'),
+    (('run', 'mat_fig1', '-p', 'jobs=2'), '--jobs'),
+    (('run', 'mat_fig1', '-p', 'device=gpu'), "no device 'gpu'"),
+    (('run', 'zg_curves', '--budget', 'laptop', '--jobs', '2'), 'overmem data mnist --get'),
+    (('run', 'zg_curves', '-p', 'eps=8/'), 'not an expression'),
     (('train', 'adv(open("x"))', '--data', 'digits'), "nothing exported is called 'open'"),
     (('train', 'adv', '--attack', 'pgd11'), "did you mean 'pgd10'?"),
     (('train', 'adv', '--data', 'mnist'), 'overmem data mnist --get'),
     (('train', 'adv', '--data', 'digits', '--precision', 'fp16'), 'there are fp32, bf16 and auto'),
     (('eval', 'nowhere.safetensors'), 'no checkpoint at nowhere.safetensors'),
 ])
-def test_refused(refused, args, says): refused(*args, says=says)
+def test_refused(overmem, refused, args, says):
+    refused(*args, says=says)
+    assert not [d for d in overmem.home.glob('data/runs/*') if d.name != 'notebooks']        # and nothing was begun
 
 
 def test_no_gpu(refused):
@@ -123,7 +142,7 @@ def test_failing_notebook_keeps_earlier_results(overmem, tmp_path):
         with pytest.raises(RunFailed, match='boom.*earlier results are untouched'): execute('bad', bad, dict(budget='smoke', epochs=2))
     finally: del os.environ['OVERMEM_HOME']
     assert old.read_text() == '[]'
-    assert (tmp_path/'data'/'runs'/'notebooks'/'bad-smoke.ipynb').exists()
+    assert list((tmp_path/'data'/'runs'/'notebooks').glob('bad-smoke-*.ipynb'))
 
 
 def test_train_then_eval(overmem):
@@ -137,6 +156,27 @@ def test_train_then_eval(overmem):
     assert e.returncode == 0, e.stderr
     acc = json.loads(open(ckpt.replace('.safetensors', '.eval.json')).read())['accuracy']
     assert set(acc) == {'clean', 'fgsm', 'cw'} and acc['fgsm'] <= acc['clean']
+
+
+def test_a_run_of_ones_own_has_its_own_folder(overmem):
+    "Parameters that are not the budget's claim nothing and leave the budget's results alone"
+    assert overmem('run', 'mat_fig1', '-p', 'epochs=20').returncode == 0
+    results = overmem.home/'data'/'results'/'mat_fig1'
+    assert [d.name for d in results.iterdir()] == ['custom']
+    assert {v['verdict'] for v in json.loads((results/'custom'/'verdict.json').read_text())} == {'not testable at this budget'}
+    assert (results/'custom'/'notebook.ipynb').exists()
+
+
+def test_a_strangers_checkpoint_calls_only_makers(overmem, refused, tmp_path):
+    import torch
+    from overmem.train import save_checkpoint
+    victim = tmp_path/'victim'
+    config = dict(name='x', data='digits', objective='adv()', model=f"save_checkpoint('{victim}', linear(2))")
+    save_checkpoint(tmp_path/'x.safetensors', torch.nn.Linear(1, 1), epoch=1, config=config)
+    refused('eval', tmp_path/'x.safetensors', says="nothing exported is called 'save_checkpoint'")
+    assert not victim.exists()
+    save_checkpoint(tmp_path/'y.safetensors', torch.nn.Linear(1, 1), epoch=1, config=config | dict(model='cnn(4)', future=1))
+    refused('eval', tmp_path/'y.safetensors', says='another version')
 
 
 def test_damaged_checkpoint_is_refused(overmem, refused):

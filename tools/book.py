@@ -91,11 +91,13 @@ def site(out: Path):
 
 
 def readme(path: Path = ROOT/'README.md'):
-    "README.md from nbs/index.ipynb"
+    "README.md from nbs/index.ipynb, and its picture from the results"
     nb = nbformat.read(ROOT/'nbs'/'index.ipynb', 4)
     nb.cells = [c for c in nb.cells if '#| hide' not in c.source]
     body, _ = MarkdownExporter().from_notebook_node(nb)
     body = re.sub(r'\n{3,}', '\n\n', body).strip().replace('](images/', '](nbs/images/').replace('src="images/', 'src="nbs/images/')
+    shown = ROOT/'data'/'results'/'zg_curves'/'laptop'/'figure.png'
+    if shown.exists(): shutil.copy(shown, ROOT/'nbs'/'images'/'zg_curves.png')
     path.write_text(f'<!-- Written by tools/book.py from nbs/index.ipynb; edit that. -->\n\n{body}\n')
 
 
