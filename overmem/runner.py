@@ -175,10 +175,10 @@ def mean_diff(folder:Path) -> str:
 def scoreboard() -> str:
     "Markdown: every experiment and budget with its verdicts, then every claim"
     runs, lines = {(n, b): (r, v) for n, b, r, v in all_results()}, ['# Scoreboard', '', 'Written by `overmem report` from the files beside it.', '']
-    lines += ['| experiment | shows | budget | verdicts | mean abs. difference | seconds | device | code |', '|---|---|---|---|---|---|---|---|']
+    lines += ['| experiment | shows | budget | verdicts | mean abs. difference | process-seconds | device | code |', '|---|---|---|---|---|---|---|---|']
     for name, path in experiments().items():
         mine = [(b, *runs[n, b]) for n, b in runs if n == name]
-        lines += [f"| [{name}]({name}/{b}/figure.png) | {describe(path)['shows']} | {b} | {counts(v)} | {mean_diff(results_dir()/name/b)} | {r['wall_seconds']:.0f} | {r['device']} | {r['code_version']} |" for b, r, v in mine]
+        lines += [f"| [{name}]({name}/{b}/figure.png) | {describe(path)['shows']} | {b} | {counts(v)} | {mean_diff(results_dir()/name/b)} | {r.get('process_seconds') or r['wall_seconds']:.0f} | {r['device']} | {r['code_version']} |" for b, r, v in mine]
         if not mine: lines.append(f"| {name} | {describe(path)['shows']} | – | not run | | | | |")
     lines += ['', '| paper | claim | says | budget | quantity | value ± std (seeds) | paper | verdict |', '|---|---|---|---|---|---|---|---|']
     for (n, b), (r, vs) in runs.items():
