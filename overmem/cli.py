@@ -91,17 +91,17 @@ def _checked(path, budget, device, seeds, force, given):
         find(params['device'])
     return params
 
-def _tell(name, folder, seconds):
+def _tell(name, folder, seconds=None):
     from overmem.runner import number, read_results
     about, verdicts = read_results(folder)
     stand_in = ', digits standing in for missing data' if about['stand_in'] else ''
-    click.echo(f"{name} ({about['budget']}, {seconds:.0f} s{stand_in})")
+    click.echo(f"{name} ({about['budget']}, {seconds or about['wall_seconds']:.0f} s{stand_in})")
     for v in verdicts: click.echo(f"  {v['id']:4} {v['verdict']:27} {v['claim']}: {number(v) or v['note']}")
     click.echo(f"  {folder/'figure.png'}")
 
 def _on_slurm(todo, params, jobs):
     import shutil
-    from overmem.base import BadRequest, runs_dir
+    from overmem.base import BadRequest, RunFailed, runs_dir
     from overmem.runner import execute
     if not shutil.which('sbatch'): raise BadRequest('there is no Slurm here (no sbatch on the path): use --executor local')
     try: import submitit
@@ -110,7 +110,10 @@ def _on_slurm(todo, params, jobs):
     pool.update_parameters(timeout_min=24*60, cpus_per_task=max(1, jobs), slurm_job_name='overmem')
     sent = {n: pool.submit(execute, n, path, dict(params[n], jobs=jobs)) for n, path in todo.items()}
     for n, job in sent.items(): click.echo(f'{n}: job {job.job_id}')
-    for n, job in sent.items(): _tell(n, job.result(), 0)
+    for n, job in sent.items():
+        try: folder = job.result()
+        except Exception as e: raise RunFailed(f'{n}: job {job.job_id} failed ({str(e).strip().splitlines()[-1]}); its log is in {runs_dir()}/slurm') from e
+        _tell(n, folder)
 
 @cli.command()
 @verbose
