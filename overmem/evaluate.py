@@ -23,8 +23,8 @@ def correct(model, x:Tensor, y:Tensor, attack:Attack=no_attack, bs:int=500, seed
     finally: model.train(was)
 
 def _right(model, x, y, attack):
-    delta = attack(model, x, y)
-    with torch.no_grad(): return model(x + delta).argmax(1) == y
+    if attack is not no_attack: x = x + attack(model, x, y)
+    with torch.no_grad(): return model(x).argmax(1) == y
 
 def evaluate(model, x:Tensor, y:Tensor, attacks:dict, bs:int=500, seed:int=0) -> dict:
     "{'clean': (n,) bool, name: (n,) bool, ...}: an image counts as robust if it is right clean *and* under the attack"
