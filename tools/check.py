@@ -34,7 +34,7 @@ def clean():
 
 
 def flakes(): sh(sys.executable, '-m', 'pyflakes', *sorted(p.relative_to(ROOT) for p in ROOT.glob('overmem/[!_]*.py')), 'tools', 'tests')
-def notebooks(): sh(BIN/'nbdev-test', '--n_workers', os.cpu_count() or 1)
+def notebooks(): sh(BIN/'nbdev-test', '--n-workers', os.cpu_count() or 1)
 def tests(): sh(sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-n', '2')
 def site(): sh(sys.executable, 'tools/book.py', 'site')
 
