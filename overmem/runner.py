@@ -108,7 +108,7 @@ def execute(name:str, path:Path, params:dict, stream=None) -> Path:
     folder = writable(results_dir()/name)/('custom' if customised(path, params) else params['budget'])
     try:
         papermill.execute_notebook(str(path), str(out), params, kernel_name='python3', cwd=str(home()), progress_bar=False, stderr_file=stream,
-                                   config=Config({'AsyncKernelManager': {'transport_encryption': 'auto'}}))
+                                   config=Config({'AsyncKernelManager': {'transport_encryption': 'auto'}, 'NotebookClient': {'extra_arguments': ['--log-level=50']}}))      # no chatter of the kernel
     except papermill.PapermillExecutionError as e:
         if e.ename == 'BadRequest': raise BadRequest(f'{name}: {e.evalue}') from None
         raise RunFailed(f'{name} failed in cell {e.exec_count} ({e.ename}: {e.evalue}); earlier results are untouched, the notebook up to there is {out}') from None
