@@ -43,8 +43,13 @@ def data_dir() -> Path:
     "Where data sets are looked for: `$OVERMEM_DATA`, else `data/` in `home`"
     return Path(os.environ['OVERMEM_DATA']).expanduser().resolve() if os.environ.get('OVERMEM_DATA') else home()/'data'
 
-def runs_dir() -> Path: return home()/'data'/'runs'
-def results_dir() -> Path: return home()/'data'/'results'
+def runs_dir() -> Path:
+    "Where training runs are kept; ignored by git"
+    return home()/'data'/'runs'
+
+def results_dir() -> Path:
+    "Where experiments leave their results; committed"
+    return home()/'data'/'results'
 
 # %% ../nbs/00_base.ipynb #f440ec6d
 def packaged(part:str) -> Path:
@@ -89,7 +94,9 @@ def write_text(path:Path, text:str):
     "Write `text` to `path`, all of it or nothing"
     with replacing(path) as tmp: tmp.write_text(text, encoding='utf-8')
 
-def write_json(path:Path, value): write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
+def write_json(path:Path, value):
+    "Write `value` as indented JSON, all of it or nothing"
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
 
 # %% ../nbs/00_base.ipynb #1ce0b279
 class MinuteLines:

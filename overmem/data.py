@@ -99,8 +99,14 @@ class Images(NamedTuple):
     def to(self, device): return Images(self.x.to(device), self.y.to(device))
     def take(self, idx): return Images(self.x[idx], self.y[idx])
 
-def read_cifar10(root, train): return _hwc(import_torchvision().datasets.CIFAR10(root, train))
-def read_cifar100(root, train): return _hwc(import_torchvision().datasets.CIFAR100(root, train))
+def read_cifar10(root, train):
+    "torchvision's CIFAR-10"
+    return _hwc(import_torchvision().datasets.CIFAR10(root, train))
+
+def read_cifar100(root, train):
+    "torchvision's CIFAR-100, fine labels"
+    return _hwc(import_torchvision().datasets.CIFAR100(root, train))
+
 def _hwc(d): return Images(torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(d.targets))
 
 def read_svhn(root, train):

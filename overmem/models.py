@@ -32,8 +32,10 @@ def n_params(model:nn.Module) -> int:
     "Number of trainable parameters"
     return sum(p.numel() for p in model.parameters())
 
-# %% ../nbs/02_models.ipynb #fdb0585f
-def conv3(c_in, c_out, stride=1): return nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+# %% ../nbs/02_models.ipynb #083e0cd6
+def conv3(c_in:int, c_out:int, stride:int=1) -> nn.Conv2d:
+    "3x3 convolution without bias, padded to keep the size at stride 1"
+    return nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
 
 class PreActBlock(nn.Module):
     "BN-ReLU-conv twice; the shortcut is taken from the activated input when the shape changes, else from the raw one"
@@ -65,7 +67,9 @@ def stages(block, c_in:int, widths, blocks) -> list:
             c_in = c
     return out
 
-def pool(): return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+def pool() -> list:
+    "Global average pooling and flattening, (N,C,H,W) -> (N,C)"
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 # %% ../nbs/02_models.ipynb #3b2a5ab1
 def preact_resnet(
