@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['project', 'uniform', 'input_grad', 'margin', 'kl_to', 'no_attack', 'fgsm', 'rs_fgsm', 'n_fgsm', 'pgd', 'zero', 'near',
-           'strongest', 'in_eval']
+           'strongest', 'in_eval', 'to_clean']
 
 # %% ../nbs/10_attacks.ipynb #91cf8f91
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .base import BadRequest
 from .core import Attack, ce
 
 # %% ../nbs/10_attacks.ipynb #0def292a
@@ -22,7 +23,7 @@ def project(delta:Tensor, x:Tensor, eps:float) -> Tensor:
 
 def uniform(x:Tensor, eps:float) -> Tensor:
     "Random start: each pixel independently U(-eps, eps), then projected"
-    return project(torch.empty_like(x).uniform_(-eps, eps), x, eps)
+    return project(eps*(2*torch.rand_like(x) - 1), x, eps)
 
 # %% ../nbs/10_attacks.ipynb #bed05e76
 def input_grad(model, x:Tensor, target:Tensor, delta:Tensor, loss:Callable=ce) -> Tensor:
@@ -33,11 +34,12 @@ def input_grad(model, x:Tensor, target:Tensor, delta:Tensor, loss:Callable=ce) -
 # %% ../nbs/10_attacks.ipynb #30e3fef4
 def margin(logits:Tensor, y:Tensor) -> Tensor:
     "CW margin (N,): largest wrong logit minus the right one; positive exactly when the answer is wrong"
-    own = F.one_hot(y, logits.shape[-1]).bool()
-    return logits.masked_fill(own, -torch.inf).amax(-1) - logits[own].view(y.shape)
+    own = y[..., None]
+    return logits.scatter(-1, own, -torch.inf).amax(-1) - logits.gather(-1, own)[..., 0]
 
 def kl_to(logits:Tensor, z:Tensor) -> Tensor:
     "KL(softmax(z) || softmax(logits)) of each sample (N,); z are the clean logits"
+    if not z.is_floating_point(): raise BadRequest('kl_to compares with clean logits, not with labels: wrap the attack, to_clean(pgd(..., loss=kl_to))')
     return F.kl_div(logits.log_softmax(-1), z.log_softmax(-1), reduction='none', log_target=True).sum(-1)
 
 # %% ../nbs/10_attacks.ipynb #0e3735fd
@@ -114,4 +116,11 @@ def in_eval(attack:Attack) -> Attack:
         model.eval()
         try: return attack(model, x, target)
         finally: model.train(was)
+    return wrapped
+
+def to_clean(attack:Attack) -> Attack:
+    "The same attack with the model's own logits on the clean images as its target, as TRADES needs: to_clean(pgd(..., loss=kl_to))"
+    def wrapped(model, x, target):
+        with torch.no_grad(): z = model(x)
+        return attack(model, x, z)
     return wrapped

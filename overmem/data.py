@@ -175,11 +175,14 @@ class TensorLoader:
         self.x, self.y, self.g, self.bs, self.aug, self.shuffle = x, y, g, bs, aug, shuffle
         self.idx = torch.arange(len(x), device=x.device) if idx is None else idx
     def __len__(self): return -(-len(self.idx)//self.bs)
-    def __iter__(self):
-        order = torch.randperm(len(self.idx), device=self.idx.device) if self.shuffle else slice(None)
-        for i in self.idx[order].split(self.bs):
-            x = floats(self.x[i])
-            yield Batch(i, x if self.aug is None else self.aug(x), self.y[i], None if self.g is None else self.g[i])
+    def order(self) -> Tensor:
+        "Positions (n,) in the order of one epoch"
+        return self.idx[torch.randperm(len(self.idx), device=self.idx.device)] if self.shuffle else self.idx
+    def batch(self, i:Tensor) -> Batch:
+        "The batch at positions i (N,), augmented"
+        x = floats(self.x[i])
+        return Batch(i, x if self.aug is None else self.aug(x), self.y[i], None if self.g is None else self.g[i])
+    def __iter__(self): yield from map(self.batch, self.order().split(self.bs))
 
 # %% ../nbs/01_data.ipynb #6a55902a
 def crop_flip(pad:int=4, mode:str='reflect', flip:bool=True) -> Callable:

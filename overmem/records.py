@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from .base import RunFailed, write_text
 
@@ -34,13 +35,25 @@ def read_metrics(path:Path) -> list:
 # %% ../nbs/11_records.ipynb #42d8fe2f
 class History:
     "Loss (E,n) float32 and correctness (E,n) bool of every sample in every epoch, as seen in training; nan where a sample was not seen"
-    def __init__(self, epochs:int, n:int):
-        self.losses = np.full((epochs, n), np.nan, np.float32)
-        self.right = np.zeros((epochs, n), bool)
+    def __init__(self, epochs:int, n:int, folder:Path|None=None, keep:int=0, device='cpu'):
+        "In memory, or as `losses.npy` and `right.npy` in `folder`, of which the first `keep` epochs stay"
+        def array(name, dtype, empty):
+            f = folder and Path(folder)/f'{name}.npy'
+            a = np.load(f, mmap_mode='r+') if f and keep else np.lib.format.open_memmap(f, 'w+', dtype, (epochs, n)) if f else np.empty((epochs, n), dtype)
+            a[keep:] = empty
+            return a
+        self.losses, self.right = array('losses', np.float32, np.nan), array('right', bool, False)
+        self.state = dict(losses=torch.full((n,), torch.nan, device=device), right=torch.zeros(n, dtype=torch.bool, device=device))
     def __call__(self, epoch, b, s):
-        i = b.i.cpu().numpy()
-        self.losses[epoch, i] = s.losses.detach().float().cpu().numpy()
-        self.right[epoch, i] = (s.logits.argmax(-1) == b.y).cpu().numpy()
+        self.state['losses'][b.i] = s.losses.detach().float()
+        self.state['right'][b.i] = s.logits.argmax(-1) == b.y
+    def close(self, epoch, model=None):
+        "Keep the open page as that of `epoch`, and open an empty one"
+        for name, empty in (('losses', torch.nan), ('right', False)):
+            a = getattr(self, name)
+            a[epoch] = self.state[name].cpu().numpy()
+            if isinstance(a, np.memmap): a.flush()
+            self.state[name].fill_(empty)
 
 def loss_shares(losses, edges) -> np.ndarray:
     "Share of the samples whose loss falls in each of the bins [0, e1), [e1, e2), ..., [ek, inf): losses (..., n) -> (..., k + 1)"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'OPERATIONS', 'makes', 'exported', 'make', 'parsed', 'names_in', 'recipes', 'as_objective', 'Training',
-           'code_hash', 'run_dir', 'locked', 'run', 'source_of', 'compute', 'prepare', 'measure', 'Means', 'train',
-           'train_code', 'resolved', 'check', 'train_run', 'restored', 'run_all', 'collect']
+           'code_hash', 'run_dir', 'locked', 'run', 'source_of', 'compute', 'prepare', 'measure', 'Means',
+           'epochs_done', 'train', 'train_code', 'resolved', 'check', 'train_run', 'restored', 'run_all', 'collect']
 
 # %% ../nbs/38_runs.ipynb #30c731b0
 import ast
@@ -35,12 +35,12 @@ from .core import Attack, Objective, ce, seed_all, seeded
 from .data import TensorLoader, floats, load, shrink, source, trouble
 from .evaluate import accuracy, evaluate
 from .models import Net
-from .objectives import adv
-from .records import Metrics, read_metrics
-from .train import autocast, fast_bf16, fit, load_checkpoint, load_weights, read_checkpoint, save_checkpoint
+from .objectives import adv, moved
+from .records import History, Metrics, read_metrics
+from .train import Place, autocast, fast_bf16, fit, load_checkpoint, load_weights, read_checkpoint, save_checkpoint, sgd
 
-# %% ../nbs/38_runs.ipynb #a7edbe82
-MAKERS = ('data', 'models', 'attacks', 'objectives', 'train', 'zerograd', 'xrm', 'mat')      # modules whose names an expression may use
+# %% ../nbs/38_runs.ipynb #67120d7b
+MAKERS = ('data', 'models', 'attacks', 'augment', 'objectives', 'train', 'zerograd', 'dom', 'xrm', 'mat')      # modules whose names an expression may use
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 def makes(f):
@@ -130,7 +130,9 @@ class Training:
     attacks: dict = field(default_factory=dict)      # name -> expression: what is evaluated besides clean accuracy
     probes: dict = field(default_factory=dict)       # name -> expression of (model, x, y) -> (N,): means are recorded
     every: int = 1                # epochs between evaluations
-    precision: str = 'auto'
+    history: bool = False         # keep loss and correctness of every training sample in every epoch
+    precision: str = 'auto'       # fp32, bf16, or auto: bf16 where the device computes in it
+    capture: str = 'auto'         # graph, compiled, off, or auto: record the step where there is a GPU
     device: str = 'cpu'
     stand_in: bool = False        # digits may replace missing data
 
@@ -142,7 +144,7 @@ def _module(name:str) -> tuple:
     tree = ast.parse(path.read_text(encoding='utf-8'))
     for n in ast.walk(tree):
         body = getattr(n, 'body', None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant): body[0].value.value = ''
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant): n.body = body[1:] or [ast.Pass()]
     needs = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module}
     return ast.unparse(tree), frozenset(needs)
 
@@ -219,8 +221,7 @@ def prepare(c:Training) -> tuple:
     tr, te = ((shrink(v, c.shrink) if c.shrink > 1 else v).to(c.device) for v in (tr, te))
     seed_all(c.seed)
     model = make(c.model, K=s.K, ch=s.shape[0], mean=s.mean, std=s.std).to(c.device, memory_format=torch.channels_last)
-    opt = torch.optim.SGD(model.parameters(), 0., momentum=c.momentum, weight_decay=c.wd)
-    return tr, te, model, opt, as_objective(c.objective)
+    return tr, te, model, sgd(model, c.momentum, c.wd), moved(as_objective(c.objective), c.device)
 
 def measure(c:Training, model, te) -> dict:
     "Clean and robust accuracies in [0,1], and the means of the probes, on the test images; random starts from seed 0"
@@ -233,46 +234,61 @@ def measure(c:Training, model, te) -> dict:
     return out
 
 class Means:
-    "Training loss and accuracy of the current epoch; a `record` hook"
-    def __init__(self): self.reset()
-    def reset(self): self.loss, self.right, self.n = 0., 0, 0
+    "Training loss and accuracy of the current epoch; a `record` hook, whose sums stay on the device"
+    def __init__(self, device='cpu'): self.state = {k: torch.zeros((), dtype=torch.double, device=device) for k in ('loss', 'right', 'n')}
     def __call__(self, epoch, b, s):
-        self.loss += s.losses.detach().float().sum().item()
-        self.right += (s.logits.argmax(-1) == b.y).sum().item()
-        self.n += len(b.y)
-    def take(self):
-        out = dict(train_loss=self.loss/self.n, train_acc=self.right/self.n)
-        self.reset()
-        return out
+        self.state['loss'] += s.losses.detach().double().sum()
+        self.state['right'] += (s.logits.argmax(-1) == b.y).sum()
+        self.state['n'] += len(b.y)
+    def take(self) -> dict:
+        "The means, and a new beginning"
+        loss, right, n = (v.item() for v in self.state.values())
+        for v in self.state.values(): v.zero_()
+        return dict(train_loss=loss/n, train_acc=right/n)
+
+def epochs_done(checkpoint:Path, config:dict) -> int:
+    "Whole epochs behind a checkpoint, 0 if there is none; one of another configuration is refused with the first difference"
+    if not checkpoint.exists(): return 0
+    meta = read_checkpoint(checkpoint)[1]
+    theirs = meta.get('config') or {}
+    other = [k for k in config if k not in theirs or theirs[k] != config[k]]
+    if other: raise BadRequest(f'{checkpoint} belongs to another configuration: its {other[0]} is {theirs.get(other[0])!r}, not {config[other[0]]!r}. Move it away, or start again with --force')
+    return meta['epoch']
 
 def train(config:dict, d:Path, minutes:float=2., bar=None):
-    "Work of one training run: leaves metrics.jsonl (a row per epoch) and last.safetensors in `d`; continues from the checkpoint it finds there"
-    c = Training(**config)
-    tr, te, model, opt, objective = prepare(c)
-    last, state = d/'last.safetensors', getattr(objective, 'state', None)
-    first = load_checkpoint(last, model, opt, state)['epoch'] if last.exists() else 0
-    metrics, means, saved, began = Metrics(d/'metrics.jsonl', first), Means(), [time.time()], [time.time()]
+    "Work of one training run: leaves metrics.jsonl (a row per epoch) and last.safetensors in `d`; continues from the checkpoint it finds there, which is written every `minutes`"
+    c, last = Training(**config), d/'last.safetensors'
+    kept, (tr, te, model, opt, objective) = epochs_done(last, config), prepare(c)
+    records = dict(means=Means(c.device)) | (dict(history=History(c.epochs, len(tr.y), d, kept, c.device)) if c.history else {})
+    state = getattr(objective, 'state', {}) | {f'{name}.{k}': v for name, r in records.items() for k, v in r.state.items()}
+    at = load_checkpoint(last, model, opt, state) if last.exists() else Place()
+    metrics, lr, saved, began = Metrics(d/'metrics.jsonl', at.epoch), make(c.lr), [time.time()], [time.time()]
+    def save():
+        save_checkpoint(last, model, opt, state, at, config=config)
+        saved[0] = time.time()
+    def record(epoch, b, s):
+        for r in records.values(): r(epoch, b, s)
+        if time.time() - saved[0] > 60*minutes: save()
     def after(epoch, model):
-        row = dict(epoch=epoch + 1, lr=opt.param_groups[0]['lr'], **means.take(), seconds=round(time.time() - began[0], 3))
+        row = dict(epoch=epoch + 1, lr=lr(epoch + 1), **records['means'].take(), seconds=round(time.time() - began[0], 3))
+        if c.history: records['history'].close(epoch)
         if (epoch + 1) % c.every == 0 or epoch + 1 == c.epochs: row |= measure(c, model, te)
         metrics(**row)
-        if epoch + 1 == c.epochs or time.time() - saved[0] > 60*minutes:
-            save_checkpoint(last, model, opt, state, epoch=epoch + 1, config=config)
-            saved[0] = time.time()
+        if epoch + 1 == c.epochs: save()
         if bar is not None: bar.set_postfix({k: round(v, 3) for k, v in row.items() if k.endswith(('loss', 'acc'))}); bar.update()
         began[0] = time.time()
-    if bar is not None: bar.update(first)
-    aug = make(c.aug) if c.aug else None
-    fit(model, TensorLoader(*tr, bs=c.bs, aug=aug), objective, opt, make(c.lr), c.epochs, means, [after], c.precision, first)
+    if bar is not None: bar.update(at.epoch)
+    fit(model, TensorLoader(*tr, bs=c.bs, aug=make(c.aug) if c.aug else None), objective, opt, lr, c.epochs, record, [after], c.precision, c.capture, at)
 
 def train_code(c:Training) -> str:
     "Fingerprint of the source that this training imports"
     return code_hash('runs', *names_in(c.objective, c.model, c.lr, c.aug, *c.attacks.values(), *c.probes.values()))
 
 def resolved(c:Training) -> dict:
-    "The configuration as a dictionary, with `precision='auto'` replaced by what it means on this device"
-    bf16 = c.precision == 'auto' and fast_bf16(torch.device(c.device).type)
-    return asdict(c) | dict(precision='bf16' if bf16 else 'fp32' if c.precision == 'auto' else c.precision)
+    "The configuration as a dictionary, with 'auto' replaced by what it means on this device"
+    kind = torch.device(c.device).type
+    auto = dict(precision='bf16' if c.precision == 'auto' and fast_bf16(kind) else 'fp32', capture='graph' if kind == 'cuda' else 'off')
+    return asdict(c) | {k: v for k, v in auto.items() if getattr(c, k) == 'auto'}
 
 def check(c:Training):
     "Refuse a configuration that can't be run, before anything is written"
@@ -282,16 +298,17 @@ def check(c:Training):
     if problem and ('damaged' in problem or not c.stand_in): raise BadRequest(problem)
     if min(s.shape[1:]) % c.shrink: raise BadRequest(f'shrink={c.shrink}: does not divide images of {s.shape[1]} x {s.shape[2]}')
     autocast(c.precision, torch.device(c.device).type)
+    if c.capture not in ('auto', 'off', 'graph', 'compiled'): raise BadRequest(f"no capture '{c.capture}': there are auto, off, graph and compiled")
     as_objective(c.objective)
     with torch.device('meta'): model = make(c.model, K=s.K, ch=s.shape[0], mean=s.mean, std=s.std)
     if not isinstance(model, torch.nn.Module): raise BadRequest(f"'{c.model}' is no network: write it as a call, preact_resnet(16)")
     if not isinstance(make(c.lr)(.5), (int, float)): raise BadRequest(f"'{c.lr}' is no learning rate schedule: write it as a call, triangle(.1, 30)")
     for e in (c.aug, *c.attacks.values(), *c.probes.values()): make(e) if e else None
 
-def train_run(c:Training, force:bool=False, bar=None) -> Path:
-    "The finished directory of a training run, trained now if it was not yet"
+def train_run(c:Training, force:bool=False, bar=None, minutes:float=2.) -> Path:
+    "The finished directory of a training run, trained now if it was not yet; `minutes` lie between checkpoints"
     check(c)
-    return run(resolved(c), lambda config, d: train(config, d, bar=bar), train_code(c), force)
+    return run(resolved(c), lambda config, d: train(config, d, minutes, bar), train_code(c), force)
 
 # %% ../nbs/38_runs.ipynb #e3986b21
 def restored(checkpoint:Path, n:int=0, device:str='cpu') -> tuple:

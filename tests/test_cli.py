@@ -1,12 +1,17 @@
 "The command line as a user meets it: what works, and what is refused in one line"
+import csv
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
 from conftest import OVERMEM, ROOT
+from safetensors import safe_open
 
 NAMES = sorted(p.stem for p in (ROOT/'nbs'/'experiments').glob('*.ipynb'))
 TINY = ('--data', 'digits', '--model', 'cnn(4)', '--epochs', '3', '--n', '256', '--n-test', '100', '--eps', '.1')
@@ -85,6 +90,11 @@ def test_two_at_a_time_and_a_pattern(overmem):
     (('train', 'adv', '--attack', 'pgd11'), "did you mean 'pgd10'?"),
     (('train', 'adv', '--data', 'mnist'), 'overmem data mnist --get'),
     (('train', 'adv', '--data', 'digits', '--precision', 'fp16'), 'there are fp32, bf16 and auto'),
+    (('train', 'adv', '--data', 'digits', '--capture', 'grahp'), 'there are auto, off, graph and compiled'),
+    (('bench', '--budget', 'labtop'), "did you mean 'laptop'?"),
+    (('bench', '--agreement', '--budget', 'labtop'), "did you mean 'laptop'?"),
+    (('bench', '--steps', 'pdg10'), "did you mean 'pgd10'?"),
+    (('bench', '--model', 'preact_resnt(4)', '--steps', 'natural'), "did you mean 'preact_resnet'?"),
     (('eval', 'nowhere.safetensors'), 'no checkpoint at nowhere.safetensors'),
 ])
 def test_refused(overmem, refused, args, says):
@@ -188,20 +198,65 @@ def test_damaged_checkpoint_is_refused(overmem, refused):
 def test_nan_loss(refused): refused('train', 'adv', *TINY, '--lr', 'constant(1e12)', code=1, says='last finite loss')
 
 
-def test_kill_and_resume(overmem):
-    "kill -9 during training loses at most the work since the last checkpoint; the same command finishes the run with the undisturbed metrics"
-    args = ('train', 'rs_fgsm', '-p', 'alpha=.125', *TINY, '--precision', 'fp32', '--epochs', '40')
+def left_behind(run):
+    "Everything a run leaves that does not depend on the clock: metrics, histories, and all tensors of its checkpoint"
+    rows = [{k: v for k, v in json.loads(l).items() if k != 'seconds'} for l in (run/'metrics.jsonl').read_text().splitlines()]
+    with safe_open(run/'last.safetensors', 'np') as f: tensors = {k: f.get_tensor(k).tobytes() for k in f.keys()}
+    return rows, {n: (run/n).read_bytes() for n in ('losses.npy', 'right.npy')}, tensors
+
+
+@pytest.mark.parametrize('objective', ['adv(rs_fgsm(.1, .125))', 'dom_re(adv(rs_fgsm(.1, .125)), 2., 10)'])
+def test_killed_at_random_moments(overmem, objective):
+    "kill -9 at three random moments, most of them in the middle of an epoch; the same command goes on, and leaves bit for bit what an undisturbed run leaves"
+    args = ('train', objective, *TINY, '--precision', 'fp32', '--epochs', '40', '--bs', '16', '--history', '--save-every', '0.0005', '--name', 'killed')
     env = os.environ | dict(OVERMEM_HOME=str(overmem.home), OVERMEM_DATA=str(overmem.home))
-    rows = lambda d: [{k: v for k, v in json.loads(l).items() if k != 'seconds'} for l in open(d/'metrics.jsonl')]
-    p = subprocess.Popen([OVERMEM, *args], env=env, stdout=subprocess.PIPE, text=True)
-    while 'epoch   3/40' not in p.stdout.readline(): assert p.poll() is None
-    p.send_signal(signal.SIGKILL); p.wait()
-    run, = (overmem.home/'data'/'runs').iterdir()
-    assert not (run/'DONE').exists()
+    run, saved = None, []
+    for _ in range(3):
+        p = subprocess.Popen([OVERMEM, *args], env=env, stdout=subprocess.PIPE, text=True)
+        first = p.stdout.readline()                                      # 'continuing after epoch' or an epoch
+        assert 'epoch' in first
+        time.sleep(random.uniform(0, .6))
+        p.send_signal(signal.SIGKILL)
+        p.wait()
+        run, = (overmem.home/'data'/'runs').iterdir()
+        assert not (run/'DONE').exists(), 'the machine is too fast for this test: more epochs are needed'
+        if (run/'last.safetensors').exists():
+            with safe_open(run/'last.safetensors', 'np') as f: meta = json.loads(f.metadata()['overmem'])
+            saved.append((meta['epoch'], meta['done']))
+    assert saved == sorted(saved) and saved[-1] > (0, 0)
     assert overmem(*args).returncode == 0
-    first = rows(run)
+    resumed = left_behind(run)
     assert overmem(*args, '--force').returncode == 0
-    assert rows(run) == first and len(first) == 40
+    whole = left_behind(run)
+    assert resumed == whole and len(whole[0]) == 40
+
+
+def test_altered_checkpoint_of_an_unfinished_run(overmem, refused):
+    "A run whose checkpoint was cut short, altered by a bit, or comes from another configuration is refused by name; nothing is lost"
+    train = lambda *a: overmem('train', 'adv', *TINY, '--name', 'x', *a)
+    assert train().returncode == 0 and train('--seed', '1').returncode == 0
+    one, two = sorted((overmem.home/'data'/'runs').glob('x-*'))
+    good, seed = (one/'last.safetensors').read_bytes(), json.loads((one/'config.json').read_text())['seed']
+    again = lambda says: refused('train', 'adv', *TINY, '--name', 'x', '--seed', seed, says=says)
+    (one/'DONE').unlink()
+    for bad in (good[:len(good)//2], good[:-40] + bytes([good[-40] ^ 4]) + good[-39:]):
+        (one/'last.safetensors').write_bytes(bad)
+        again('last.safetensors is damaged')
+    (one/'last.safetensors').write_bytes((two/'last.safetensors').read_bytes())
+    again(f'belongs to another configuration: its seed is {1 - seed}, not {seed}')
+    (one/'last.safetensors').write_bytes(good)
+    assert train('--seed', seed).returncode == 0 and (one/'DONE').exists()
+
+
+def test_bench(overmem):
+    "The table of steps, its file, and the comparison of accuracies"
+    r = overmem('bench', '--steps', 'rs_fgsm,zerograd', '--bs', '8', '--model', 'preact_resnet(4, (1, 1))')
+    assert r.returncode == 0, r.stderr
+    path = Path(r.stdout.split()[-1])
+    rows = list(csv.DictReader(path.open()))
+    assert [x['step'] for x in rows] == ['rs_fgsm', 'zerograd'] and all(float(x['ratio']) > 0 and x['device'] for x in rows)
+    r = overmem('bench', '--agreement', '--jobs', '2')
+    assert r.returncode == 0 and 'pgd10_acc' in r.stdout, r.stderr
 
 
 def test_doctor(overmem):

@@ -10,10 +10,10 @@ import tomllib
 import pytest
 from conftest import ROOT
 
-LAYERS = '''base | core | data models plots | attacks records | objectives | evaluate train |
-            zerograd xrm mat | runs | experiment | runner doctor | cli'''
+LAYERS = '''base | core | data models plots | attacks augment records | objectives | evaluate train |
+            zerograd dom groups xrm mat | runs | experiment | runner doctor bench | cli'''
 LEVEL = {m: k for k, ms in enumerate(LAYERS.split('|')) for m in ms.split()}
-METHODS = {'zerograd', 'xrm', 'mat'}
+METHODS = {'zerograd', 'dom', 'groups', 'xrm', 'mat'}
 MODULES = sorted(p for p in (ROOT/'overmem').glob('[!_]*.py'))
 TREES = {p.stem: ast.parse(p.read_text()) for p in MODULES}
 NOTEBOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
