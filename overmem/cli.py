@@ -267,9 +267,15 @@ def bench(budget, steps, model, bs, device, agreement, jobs):
     if agreement:
         table = b.agree(budget, find(device), jobs)
         click.echo(table.iloc[:, :9].round(2).to_string(index=False))
-        return click.echo(b.save(table, 'agreement'))
+        return click.echo(b.save(table.to_dict('records'), 'agreement'))
+    rows = []
+    def keep(row):
+        rows.append(row)
+        b.save(rows, 'steps')
+        click.echo(b.line(row))
     click.echo(b.HEAD)
-    click.echo(b.save(b.bench(budget, find(device), steps, model, bs, lambda r: click.echo(b.line(r))), 'steps'))
+    b.bench(budget, find(device), steps, model, bs, keep)
+    click.echo(b.save(rows, 'steps'))
 
 @cli.command()
 @verbose

@@ -33,9 +33,9 @@ def dom_re(objective:Objective, T:float, start:float, divisor:str='batch') -> Ob
 
 # %% ../nbs/31_dom.ipynb #6938217f
 @torch.no_grad()
-def distract(model, x:Tensor, y:Tensor, low:Tensor, T:float, transform:Callable, iters:int, strength:float, last:str='accept', compound:bool=True) -> Tensor:
-    "Images (N,C,H,W) with those marked in `low` (N,) augmented until their loss is at least T, at most `iters` times; forwards the marked ones only"
-    x, x0, J = x.clone(), x, low.nonzero()[:, 0]
+def distract(model, x:Tensor, y:Tensor, memorized:Tensor, T:float, transform:Callable, iters:int, strength:float, last:str='accept', compound:bool=True) -> Tensor:
+    "Images (N,C,H,W) with those marked in `memorized` (N,) augmented until their loss is at least T, at most `iters` times; forwards the marked ones only"
+    x, x0, J = x.clone(), x, memorized.nonzero()[:, 0]
     for k in range(iters):
         if not len(J): break
         now = x[J] if compound else x0[J]
@@ -46,15 +46,15 @@ def distract(model, x:Tensor, y:Tensor, low:Tensor, T:float, transform:Callable,
     return x
 
 @torch.no_grad()
-def distract_masked(model, x:Tensor, y:Tensor, low:Tensor, T:float, transform:Callable, iters:int, strength:float, last:str='accept', compound:bool=True) -> Tensor:
+def distract_masked(model, x:Tensor, y:Tensor, memorized:Tensor, T:float, transform:Callable, iters:int, strength:float, last:str='accept', compound:bool=True) -> Tensor:
     "`distract`, with the whole batch in every forward pass: the same for a model without batch norm, and fixed in shape"
     x0 = x
     for k in range(iters):
         now = x if compound else x0
         c = transform(now).clamp(0, 1)
         ok = clean_losses(model, c, y) >= T
-        x = torch.where(low.view(-1, *[1]*(x.dim() - 1)), _taken(ok, c, now, strength, last == 'accept' and k == iters - 1), x)
-        low = low & ~ok
+        x = torch.where(memorized.view(-1, *[1]*(x.dim() - 1)), _taken(ok, c, now, strength, last == 'accept' and k == iters - 1), x)
+        memorized = memorized & ~ok
     return x
 
 def _taken(ok, c, x, strength, all_of_them):
@@ -73,6 +73,6 @@ def dom_da_masked(objective:Objective, T:float, start:float, transform:Callable,
 def _distracted(objective, T, start, how, transform, iters, strength, last, compound, eager=''):
     def wrapped(model, b, t):
         if t < start: return objective(model, b, t)
-        low = clean_losses(model, b.x, b.y) <= T
-        return objective(model, b._replace(x=how(model, b.x, b.y, low, T, transform, iters, strength, last, compound)), t)
+        memorized = clean_losses(model, b.x, b.y) <= T
+        return objective(model, b._replace(x=how(model, b.x, b.y, memorized, T, transform, iters, strength, last, compound)), t)
     return Wrapper(objective, wrapped, lambda t: t >= start, eager)

@@ -145,7 +145,7 @@ def code_version() -> str:
 
 def device_name(kind:str) -> str:
     "What people call the device: the GPU's name, or the processor and its cores"
-    if kind.startswith('cuda'): return torch.cuda.get_device_name()
+    if kind.startswith('cuda'): return torch.cuda.get_device_name(kind)
     cpu = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), '') if Path('/proc/cpuinfo').exists() else ''
     return f'{cpu or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
 

@@ -28,7 +28,7 @@ class GroupDRO(Wrapper):
         s = self.inner(model, b, t)
         member = (b.g[:, None] == torch.arange(len(self.q), device=b.g.device)).float()          # (N,G)
         n = member.sum(0).clamp(min=1)
-        L = s.losses.detach().float() @ member/n                                                # mean loss of each group
+        L = (s.losses if s.w is None else s.w*s.losses).detach()[:, None].mul(member).sum(0)/n   # mean loss of each group, as the inner objective weighs it
         q = self.q*(self.eta*L).exp()
         self.q.copy_(q/q.sum())
         return s.weigh((self.q/n)[b.g]*len(b.y))

@@ -12,17 +12,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .attacks import in_eval, kl_to, no_attack, project, uniform
-from .core import Attack, Objective, Step, ce, elapsed
+from .attacks import frozen, in_eval, kl_to, no_attack, project, uniform
+from .core import Attack, Objective, Step, ce, elapsed, full
 
 # %% ../nbs/20_objectives.ipynb #84c78d27
 def adv(attack:Attack=no_attack) -> Objective:
     "Cross-entropy on attacked inputs; without an attack, natural training (Madry et al. 2018, Eq. 2.1)"
     def objective(model, b, t):
         "One loss per sample; the perturbation is a constant for the gradient"
-        x = b.x if attack is no_attack else b.x + attack(model, b.x, b.y)      # adding zeros costs two passes over the batch
-        logits = model(x)
-        return Step(ce(logits, b.y), logits, x)
+        x_adv = b.x if attack is no_attack else b.x + attack(model, b.x, b.y)  # adding zeros costs two passes over the batch
+        logits = model(x_adv)
+        return Step(ce(logits, b.y), logits, x_adv)
     return objective
 
 # %% ../nbs/20_objectives.ipynb #2f1850d6
@@ -39,25 +39,25 @@ def trades(attack:Attack, beta:float=6.) -> Objective:
     "TRADES (Zhang et al. 2019, Eq. 5): clean cross-entropy plus `beta` times KL(clean || attacked)"
     def objective(model, b, t):
         "The step's logits and inputs are the attacked ones"
-        x = b.x + attack(model, b.x, b.y)
-        z, z_adv = model(b.x), model(x)
-        return Step(ce(z, b.y) + beta*kl_to(z_adv, z), z_adv, x)
+        x_adv = b.x + attack(model, b.x, b.y)
+        z, z_adv = model(b.x), model(x_adv)
+        return Step(ce(z, b.y) + beta*kl_to(z_adv, z), z_adv, x_adv)
     return objective
 
 # %% ../nbs/20_objectives.ipynb #7c67e4d8
 def boosted_ce(logits:Tensor, y:Tensor) -> Tensor:
     "MART's boosted cross-entropy (N,): CE minus the log of what the strongest wrong class leaves (Wang et al. 2020, Eq. 8)"
-    wrong = logits.softmax(1).scatter(1, y[:, None], 0.).amax(1)
+    wrong = full(logits).softmax(1).scatter(1, y[:, None], 0.).amax(1)
     return ce(logits, y) - (1.0001 - wrong + 1e-12).log()
 
 def mart(attack:Attack, beta:float=5.) -> Objective:
     "MART (Wang et al. 2020, Eq. 11): boosted cross-entropy on attacked images plus `beta` times KL weighted by 1 - p_y on clean ones"
     def objective(model, b, t):
         "The step's logits and inputs are the attacked ones"
-        x = b.x + attack(model, b.x, b.y)
-        z, z_adv = model(b.x), model(x)
-        unsure = 1.0000001 - z.softmax(1).gather(1, b.y[:, None])[:, 0]
-        return Step(boosted_ce(z_adv, b.y) + beta*kl_to(z_adv, z)*unsure, z_adv, x)
+        x_adv = b.x + attack(model, b.x, b.y)
+        z, z_adv = model(b.x), model(x_adv)
+        unsure = 1.0000001 - full(z).softmax(1).gather(1, b.y[:, None])[:, 0]
+        return Step(boosted_ce(z_adv, b.y) + beta*kl_to(z_adv, z)*unsure, z_adv, x_adv)
     return objective
 
 # %% ../nbs/20_objectives.ipynb #75a1fc5c
@@ -68,7 +68,7 @@ def counting_pgd(eps:float, alpha:float, steps:int) -> Callable:
         delta, kappa = uniform(x, eps), torch.zeros_like(y)
         for _ in range(steps):
             delta = delta.detach().requires_grad_()
-            z = model(x + delta)
+            with frozen(model): z = model(x + delta)
             kappa = kappa + (z.argmax(1) == y)
             delta = project(delta + alpha*torch.autograd.grad(ce(z, y).sum(), delta)[0].sign(), x, eps)
         return delta.detach(), kappa
@@ -80,14 +80,14 @@ def geometry_weights(kappa:Tensor, steps:int, Lambda:float) -> Tensor:
     return w*len(w)/w.sum()
 
 def gairat(eps:float, alpha:float, steps:int=10, Lambda:float=-1., begin:float=60.) -> Objective:
-    "GAIRAT (Zhang et al. 2021): PGD training, from epoch `begin` on weighted by the number of steps survived; crafted in eval mode"
+    "GAIRAT (Zhang et al. 2021): PGD training, from the `begin`-th epoch on (counted from one, as in the official code) weighted by the number of steps survived; crafted in eval mode"
     attack = in_eval(counting_pgd(eps, alpha, steps))
     def objective(model, b, t):
         "The step's logits and inputs are the attacked ones"
         delta, kappa = attack(model, b.x, b.y)
         logits = model(b.x + delta)
-        return Step(ce(logits, b.y), logits, b.x + delta, geometry_weights(kappa, steps, Lambda) if t > begin else None)
-    objective.phase = lambda t: t > begin
+        return Step(ce(logits, b.y), logits, b.x + delta, geometry_weights(kappa, steps, Lambda) if t > begin - 1 else None)
+    objective.phase = lambda t: t > begin - 1
     return objective
 
 # %% ../nbs/20_objectives.ipynb #fff1c31f

@@ -174,6 +174,7 @@ def run(config:dict, work:Callable, code:str, force:bool=False) -> Path:
     d = writable(run_dir(config, code))
     with locked(d):
         if force: _empty(d)
+        for f in d.glob('.last.safetensors.*'): f.unlink()               # what a kill in the middle of saving left
         if not (d/'config.json').exists(): write_json(d/'config.json', dict(config, code=code))
         if not (d/'DONE').exists():
             work(config, d)
@@ -181,7 +182,7 @@ def run(config:dict, work:Callable, code:str, force:bool=False) -> Path:
     return d
 
 def _empty(d):
-    (d/'DONE').unlink(missing_ok=True)                                   # first, so that a kill leaves no finished run without its files
+    for f in ('DONE', 'last.safetensors'): (d/f).unlink(missing_ok=True)  # first, so that a kill leaves neither a finished run nor a checkpoint without its files
     for f in d.iterdir():
         if f.name not in ('config.json', '.lock'): f.unlink()
 
@@ -229,7 +230,8 @@ def measure(c:Training, model, te) -> dict:
     with autocast(c.precision, torch.device(c.device).type): ok = evaluate(model, x, te.y, {k: make(e) for k, e in c.attacks.items()})
     out = {f'{k}_acc': accuracy(v) for k, v in ok.items()}
     model.eval()
-    with seeded(0): out |= {k: make(e)(model, x, te.y).nanmean().item() for k, e in c.probes.items()}
+    parts = list(zip(x.split(500), te.y.split(500)))
+    with seeded(0): out |= {k: torch.cat([make(e)(model, *p) for p in parts]).nanmean().item() for k, e in c.probes.items()}
     model.train()
     return out
 

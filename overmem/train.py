@@ -55,22 +55,23 @@ class Place:
     order: Tensor|None = None
 
 def fit(model, loader, objective:Objective, opt, lr:Callable, epochs:int,
-    record:Callable|None=None,    # (epoch, batch, step) after every update; returning True ends the training
+    record:Callable|None=None,    # (epoch, batch, step) after every update, whose tensors the next step may overwrite; returning True ends the training
     after_epoch=(),               # functions of (epoch, model)
     precision:str='fp32',         # 'fp32', 'bf16', or 'auto': bf16 where the device computes in it
-    capture='auto',               # 'auto': record the step as a CUDA graph where there is a GPU; 'off', 'graph', 'compiled', or a recorder
+    capture='auto',               # 'auto': record the step as a CUDA graph where there is a GPU; 'off', 'graph', 'compiled' (by torch.compile, then recorded), or a recorder
     at:Place|None=None):          # where to begin, and afterwards where it ended
     "Train; everything particular to a method is inside `objective`. Raises RunFailed when the loss stops being a number or memory runs out"
-    at, watch = at or Place(), Watch()
-    with advice(loader), engine(model, loader, objective, opt, precision, capture, watch) as step:
+    at = at or Place()
+    watch = Watch(at.epoch*len(loader) + at.done)
+    with engine(model, loader, objective, opt, precision, capture, watch) as step:
         while at.epoch < epochs:
             model.train()
             todo = _todo(loader, at)
             for i in todo[at.done:]:
                 t = at.epoch + (at.done + 1)/len(todo)                   # in (0, epochs], as in DOM's and ZeroGrad's code
-                b, s = step(i, t, lr(t))
+                with advice(loader): b, s = step(i, t, lr(t))
                 at.done += 1
-                if record and record(at.epoch, b, s): return model
+                if record and watch.first(record, at.epoch, b, s): return model
             watch.look()
             at.epoch, at.done, at.order = at.epoch + 1, 0, None
             for f in after_epoch: f(at.epoch - 1, model)
@@ -95,7 +96,7 @@ def update(model, loader, objective, opt, context, i, t, check=None) -> tuple:
 
 class Watch:
     "Ends a run whose loss is no longer a number: before the update on a CPU; on a GPU, which asking would stall, within `every` steps"
-    def __init__(self, every:int=50): self.every, self.seen, self.steps, self.last = every, [], 0, math.nan
+    def __init__(self, steps:int=0, every:int=50): self.every, self.seen, self.steps, self.last = every, [], steps, None
     def __call__(self, loss:Tensor, t:float, lr:float):
         self.seen.append((loss.detach().clone(), t, lr))
         if not loss.is_cuda or len(self.seen) == self.every: self.look()
@@ -105,15 +106,21 @@ class Watch:
         for loss, (_, t, lr) in zip(torch.stack([l for l, _, _ in seen]).tolist() if seen else [], seen):
             self.steps += 1
             if not math.isfinite(loss): raise RunFailed(f'the loss became {loss} at step {self.steps} (epoch {t:.2f}) with learning rate {lr:.3g}; '
-                                                        f'the last finite loss was {self.last:.4g}. Try a smaller learning rate')
+                                                        f"the last finite loss was {'not seen' if self.last is None else format(self.last, '.4g')}. Try a smaller learning rate")
             self.last = loss
+    def first(self, record:Callable, *what):
+        "record(*what); if it fails, say first what the losses have to say"
+        try: return record(*what)
+        except RunFailed:
+            self.look()
+            raise
 
 @contextlib.contextmanager
 def advice(loader):
     "Running out of memory in this block names the batch size to try"
     try: yield
     except RuntimeError as e:
-        if not (isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)): raise
+        if not any(words in str(e) for words in ('out of memory', 'ALLOC_FAILED', "can't allocate memory")): raise
         bs = getattr(loader, 'bs', 0)
         raise RunFailed(f'out of memory with batches of {bs}: try a batch size of {bs//2}' if bs > 1 else 'out of memory: try a smaller network') from e
 
@@ -149,8 +156,14 @@ class Recorded:
         self.seen += 1
         if self.seen <= self.warm: return self.step(i, Clock(t, self.now))
         self.positions.copy_(i)
-        if self.replay is None: self.replay = self.record(partial(self.step, self.positions, Clock(t, self.now)))
+        if self.replay is None: self.replay = _recording(self.record, partial(self.step, self.positions, Clock(t, self.now)))
         return self.replay()
+
+def _recording(record, work):
+    try: return record(work)
+    except RuntimeError as e:
+        if isinstance(e, torch.OutOfMemoryError): raise
+        raise RunFailed(f'the step could not be recorded ({str(e).splitlines()[0]}): use capture off, and drop losses of this model that still hang on their graph') from e
 
 def cuda_graph(work:Callable) -> Callable:
     "Record `work()` on the current stream, without running it; the function returned runs it and gives the same output tensors each time"
@@ -162,19 +175,21 @@ def cuda_graph(work:Callable) -> Callable:
     return replay
 
 @contextlib.contextmanager
-def side_stream():
-    "The block's work goes to a stream of its own, as recording demands; at the end the device has finished it"
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side): yield
-    side.synchronize()
+def side_stream(device):
+    "The block's work goes to a stream of its own on `device`, as recording demands; at the end the device has finished it"
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(side): yield
+        finally: side.synchronize()
 
 # %% ../nbs/22_train.ipynb #3f599d51
 def hindrance(model, loader, objective, opt) -> str:
     "Why the steps of this training can't be recorded; '' if they can"
     if not hasattr(loader, 'order'): return 'its loader is a plain list of batches'
     if getattr(objective, 'eager', ''): return objective.eager
-    if not all(g.get('fused') or g.get('capturable') for g in opt.param_groups): return 'its optimiser is neither fused nor capturable (see `sgd`)'
+    if not all(g['capturable'] if 'capturable' in g else g.get('fused') for g in opt.param_groups): return 'its optimiser is neither fused nor capturable (see `sgd`)'
     return '' if next(model.parameters()).is_cuda else 'the model is not on a GPU'
 
 def recorder(capture, model, loader, objective, opt) -> Callable|None:
@@ -182,7 +197,7 @@ def recorder(capture, model, loader, objective, opt) -> Callable|None:
     if callable(capture): return capture
     if capture not in ('auto', 'off', 'graph', 'compiled'): raise BadRequest(f"no capture '{capture}': there are auto, off, graph and compiled")
     why = hindrance(model, loader, objective, opt)
-    if capture == 'off' or capture == 'auto' and not next(model.parameters()).is_cuda: return None
+    if capture == 'off' or capture != 'graph' and not next(model.parameters()).is_cuda: return None
     if why: print(f'fit runs eagerly: {why}', file=sys.stderr)
     return None if why else cuda_graph
 
@@ -192,12 +207,13 @@ def engine(model, loader, objective, opt, precision, capture, watch):
     device = next(model.parameters()).device
     autocast(precision, device.type)                                     # refuses a wrong word before anything runs
     record = recorder(capture, model, loader, objective, opt)
-    shown = torch.compile(model) if record and capture == 'compiled' else model
+    shown = torch.compile(model) if capture == 'compiled' else model
     once = partial(update, shown, loader, objective, opt, lambda: autocast(precision, device.type))
     if record is None:
         yield partial(_eager, once, opt, watch)
         return
-    with side_stream() if device.type == 'cuda' else contextlib.nullcontext():
+    if device.type == 'cuda': torch.backends.cudnn.benchmark = True      # kernels are chosen in the steps before the recording
+    with side_stream(device) if device.type == 'cuda' else contextlib.nullcontext():
         yield partial(_watched, Recorded(once, opt, loader.bs, partial(phase_of, objective), record, device), watch)
 
 def _eager(once, opt, watch, i, t, lr):
@@ -216,6 +232,7 @@ class _NoValues(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         tensors = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        if name in ('_to_copy', 'copy_') and any(a.dim() and a.device.type != 'meta' for a in tensors): raise RunFailed(f'{name} carries a tensor to the device')
         if name in self.WAITS: raise RunFailed(f'{name} waits for values')
         if name in ('index', 'index_put', 'index_put_', '_index_put_impl_') and any(a.dtype == torch.bool for a in torch.utils._pytree.tree_leaves(args[1])): raise RunFailed('indexing by a mask has no fixed shape')
         if len({a.device for a in tensors if a.dim()}) > 1: raise RunFailed(f'{name} mixes devices')
@@ -226,7 +243,7 @@ def obstacle(objective:Objective, model, b:Batch, t:float=1.) -> str:
     before = getattr(objective, 'state', {})
     try:
         with _NoValues(): objective(model, b, Clock(t, torch.zeros((), dtype=torch.double, device='meta'))).loss.backward()
-    except RunFailed as e: return str(e)
+    except RuntimeError as e: return str(e).splitlines()[0]
     replaced = [k for k, v in getattr(objective, 'state', {}).items() if v is not before[k]]
     return f"state '{replaced[0]}' is replaced, not updated in place" if replaced else ''
 
@@ -241,9 +258,9 @@ def pack(model, opt=None, state:dict|None=None, at:Place|None=None) -> dict:
     if torch.cuda.is_available() and torch.cuda.is_initialized(): out |= {f'random.cuda{i}': s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return {k: v.detach().cpu().contiguous() for k, v in out.items()}
 
-def digest(tensors:dict) -> str:
-    "Fingerprint of names, types, shapes and bytes"
-    h = hashlib.blake2b(digest_size=16)
+def digest(tensors:dict, text:str='') -> str:
+    "Fingerprint of a text, and of names, types, shapes and bytes of tensors"
+    h = hashlib.blake2b(text.encode(), digest_size=16)
     for k in sorted(tensors):
         h.update(f'{k} {tensors[k].dtype} {tuple(tensors[k].shape)}'.encode())
         h.update(tensors[k].contiguous().flatten().view(torch.uint8).numpy())
@@ -254,7 +271,8 @@ def save_checkpoint(path:Path, model, opt=None, state:dict|None=None, at:Place|N
     tensors = {k: v.clone() for k, v in pack(model, opt, state, at).items()}                # safetensors refuses shared memory
     if not all(v.isfinite().all() for v in part(tensors, 'model').values()): raise RunFailed('the weights are no longer finite; the last checkpoint is kept. Try a smaller learning rate')
     meta |= dict(epoch=at.epoch, done=at.done) if at else {}
-    with replacing(path) as tmp: save_file(tensors, tmp, dict(overmem=json.dumps(meta), digest=digest(tensors)))
+    text = json.dumps(meta)
+    with replacing(path) as tmp: save_file(tensors, tmp, dict(overmem=text, digest=digest(tensors, text)))
 
 def read_checkpoint(path:Path) -> tuple:
     "(tensors, meta) of a checkpoint; BadRequest if it is missing, damaged or not ours"
@@ -263,7 +281,7 @@ def read_checkpoint(path:Path) -> tuple:
         with safe_open(path, 'pt') as f: tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     except Exception as e: raise BadRequest(f'{path} is damaged or no checkpoint ({str(e).splitlines()[0]}): delete it and run again') from None
     if 'overmem' not in meta: raise BadRequest(f'{path} was not written by overmem: it has no configuration in its header')
-    if digest(tensors) != meta.get('digest'): raise BadRequest(f'{path} is damaged (its bytes do not match its digest): delete it and run again')
+    if digest(tensors, meta['overmem']) != meta.get('digest'): raise BadRequest(f'{path} is damaged (its bytes do not match its digest): delete it and run again')
     return tensors, json.loads(meta['overmem'])
 
 def part(tensors:dict, name:str) -> dict:
@@ -279,9 +297,11 @@ def load_weights(path:Path, model) -> tuple:
 
 def load_checkpoint(path:Path, model, opt=None, state:dict|None=None) -> Place:
     "Restore model, optimiser, state (in place) and random state; returns the place that was saved"
-    tensors, meta = load_weights(path, model)
-    saved, state = part(tensors, 'state'), state or {}
-    if saved.keys() != state.keys(): raise BadRequest(f'{path} holds the state of another objective ({sorted(saved)}, not {sorted(state)})')
+    (tensors, meta), state = read_checkpoint(path), state or {}
+    saved, shapes = part(tensors, 'state'), lambda d: {k: tuple(v.shape) for k, v in d.items()}
+    if 'done' not in meta: raise BadRequest(f'{path} was not written in the course of a training: it can be evaluated, not continued')
+    if shapes(saved) != shapes(state): raise BadRequest(f'{path} holds the state of another objective ({shapes(saved)}, not {shapes(state)})')
+    load_weights(path, model)
     if opt: _restore_opt(opt, part(tensors, 'opt'))
     for k, v in saved.items(): state[k].copy_(v)
     torch.set_rng_state(tensors['random.cpu'])

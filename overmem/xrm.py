@@ -9,7 +9,7 @@ __all__ = ['Twins', 'flip_prob', 'flipped', 'XRM', 'class_balance', 'cross_mista
 import torch
 from torch import Tensor, nn
 
-from .core import Batch, Step, ce
+from .core import Batch, Step, ce, full
 
 # %% ../nbs/35_xrm.ipynb #dbb65887
 class Twins(nn.Module):
@@ -26,7 +26,7 @@ def flip_prob(q:Tensor, K:int) -> Tensor:
 
 def flipped(labels:Tensor, z_out:Tensor) -> Tensor:
     "Labels (...) after one round of random flips towards the held-out logits (..., K)"
-    q, k = z_out.softmax(-1).max(-1)
+    q, k = full(z_out).softmax(-1).max(-1)
     return torch.where(torch.rand_like(q) < flip_prob(q, z_out.shape[-1]), k, labels)
 
 # %% ../nbs/35_xrm.ipynb #4aafe104

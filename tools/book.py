@@ -90,12 +90,20 @@ def site(out: Path):
     print(f'{len(list(out.glob("*.html")))} pages in {out}')
 
 
+def tables() -> dict:
+    "Markdown of the committed measurements that the README shows"
+    from overmem.bench import markdown_agreement, markdown_steps, saved
+    found = dict(steps=(markdown_steps, saved('steps')), agreement=(markdown_agreement, saved('agreement')))
+    return {k: '*not measured yet*' if t is None else f(t) for k, (f, t) in found.items()}
+
+
 def readme(path: Path = ROOT/'README.md'):
     "README.md from nbs/index.ipynb, and its picture from the results"
     nb = nbformat.read(ROOT/'nbs'/'index.ipynb', 4)
     nb.cells = [c for c in nb.cells if '#| hide' not in c.source]
     body, _ = MarkdownExporter().from_notebook_node(nb)
     body = re.sub(r'\n{3,}', '\n\n', body).strip().replace('](images/', '](nbs/images/').replace('src="images/', 'src="nbs/images/')
+    for mark, text in tables().items(): body = body.replace(f'<!-- table: {mark} -->', text)
     shown = ROOT/'data'/'results'/'zg_curves'/'laptop'/'figure.png'
     if shown.exists(): shutil.copy(shown, ROOT/'nbs'/'images'/'zg_curves.png')
     path.write_text(f'<!-- Written by tools/book.py from nbs/index.ipynb; edit that. -->\n\n{body}\n')
