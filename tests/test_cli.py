@@ -256,7 +256,7 @@ def test_bench(overmem):
     rows = list(csv.DictReader(path.open()))
     assert [x['step'] for x in rows] == ['rs_fgsm', 'zerograd'] and all(float(x['ratio']) > 0 and x['device'] for x in rows)
     r = overmem('bench', '--agreement', '--jobs', '2')
-    assert r.returncode == 0 and 'pgd10_acc' in r.stdout, r.stderr
+    assert r.returncode == 0 and 'trades_pgd2  pgd10' in r.stdout, r.stderr
 
 
 def test_doctor(overmem):
