@@ -143,7 +143,8 @@ def data(name, get):
             if t: click.echo(f'  {t}')
 
 # %% ../nbs/44_cli.ipynb #c75d3f8d
-NAMED = dict(fgsm='fgsm({eps})', pgd10='pgd({eps}, {eps}/4, 10)', pgd20='pgd({eps}, {eps}/4, 20)', pgd50x10='pgd({eps}, {eps}/4, 50, restarts=10)', cw='pgd({eps}, {eps}/4, 30, loss=margin)')
+NAMED = dict(fgsm='fgsm({eps})', pgd10='pgd({eps}, {eps}/4, 10)', pgd20='pgd({eps}, {eps}/4, 20)', pgd50x10='pgd({eps}, {eps}/4, 50, restarts=10)', cw='pgd({eps}, {eps}/4, 30, loss=margin)',
+             apgd_ce='apgd({eps})', apgd_t='apgd_t({eps})', fab_t='fab_t({eps})', square='square({eps})')
 
 def named_attacks(names:str, eps:str) -> dict:
     "{name: expression} of a comma-separated list of evaluation attacks at radius `eps`"
@@ -227,7 +228,7 @@ def train(method_, param, eps, attack, name, force, device, minutes, **options):
 # %% ../nbs/44_cli.ipynb #5f1304e9
 @cli.command('eval')
 @click.argument('checkpoint', type=click.Path(path_type=Path))
-@click.option('--attack', default='fgsm,pgd20', show_default=True, help='Comma-separated: ' + ', '.join(NAMED))
+@click.option('--attack', default='fgsm,pgd20', show_default=True, help='Comma-separated: ' + ', '.join(NAMED) + '; aa: AutoAttack, the standard ensemble of the last four')
 @click.option('--eps', default='8/255', show_default=True)
 @click.option('--n', default=1000, show_default=True, help='Test images, the first n; 0: all')
 @click.option('--device', default='auto', show_default=True)
@@ -237,18 +238,27 @@ def eval_(checkpoint, attack, eps, n, device):
     import numpy as np
     from overmem.base import write_json
     from overmem.core import device as find
+    from overmem.autoattack import autoattack
+    from overmem.base import BadRequest, progress
     from overmem.evaluate import accuracy, evaluate, warnings
     from overmem.runs import make, restored
-    attacks = named_attacks(attack, eps)
+    names = [a.strip() for a in attack.split(',') if a.strip()]
+    attacks, radius = named_attacks(','.join(a for a in names if a != 'aa'), eps), make(eps)
+    if not isinstance(radius, (int, float)) or not 0 <= radius <= 1: raise BadRequest(f"--eps {eps}: a radius lies between 0 and 1, in the unit of the pixels, as in 8/255")
     config, model, te = restored(checkpoint, n, find(device))
+    stem, per_image = checkpoint.with_suffix(''), {}
     ok = evaluate(model, te.x, te.y, {k: make(e) for k, e in attacks.items()})
+    if 'aa' in names:
+        found = autoattack(model, te.x, te.y, radius, path=Path(f'{stem}.aa-{len(te.y)}-{radius:.5f}.npz'), bar=progress)
+        ok['aa'], per_image = found.ok.to(te.y.device), dict(aa_by=found.by, aa_step=found.step)
     acc = {k: accuracy(v) for k, v in ok.items()}
     if config['stand_in']: click.echo(f"digits stand in for {config['data']}")
     for k, v in acc.items(): click.echo(f'{k:10} {100*v:6.2f} %')
-    for w in warnings(model, te.x, ok): click.echo(f'warning: {w}')
-    stem = checkpoint.with_suffix('')
-    np.savez(f'{stem}.eval.npz', **{k: v.cpu().numpy() for k, v in ok.items()})
-    write_json(Path(f'{stem}.eval.json'), dict(data=config['data'], n=len(te.y), eps=eps, attacks=attacks, accuracy=acc))
+    said = warnings(model, te.x, te.y, ok)
+    for w in said: click.echo(f'warning: {w}')
+    if 'aa' in names: click.echo(found.table().to_string(index=False, float_format='%.3f'))
+    np.savez(f'{stem}.eval.npz', **{k: v.cpu().numpy() for k, v in (ok | per_image).items()})
+    write_json(Path(f'{stem}.eval.json'), dict(data=config['data'], n=len(te.y), eps=eps, attacks=attacks | ({'aa': 'autoattack'} if 'aa' in names else {}), accuracy=acc, warnings=said))
     click.echo(f'{stem}.eval.json')
 
 @cli.command()

@@ -40,7 +40,7 @@ from .records import History, Metrics, read_metrics
 from .train import Place, autocast, fast_bf16, fit, load_checkpoint, load_weights, read_checkpoint, save_checkpoint, sgd
 
 # %% ../nbs/38_runs.ipynb #67120d7b
-MAKERS = ('data', 'models', 'attacks', 'augment', 'objectives', 'train', 'zerograd', 'dom', 'xrm', 'mat')      # modules whose names an expression may use
+MAKERS = ('data', 'models', 'attacks', 'augment', 'strong', 'objectives', 'train', 'zerograd', 'dom', 'xrm', 'mat')      # modules whose names an expression may use
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 def makes(f):

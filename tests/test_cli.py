@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import OVERMEM, ROOT
 from safetensors import safe_open
@@ -95,6 +96,8 @@ def test_two_at_a_time_and_a_pattern(overmem):
     (('bench', '--agreement', '--budget', 'labtop'), "did you mean 'laptop'?"),
     (('bench', '--steps', 'pdg10'), "did you mean 'pgd10'?"),
     (('bench', '--model', 'preact_resnt(4)', '--steps', 'natural'), "did you mean 'preact_resnet'?"),
+    (('eval', 'nowhere.safetensors', '--eps', '8'), 'a radius lies between 0 and 1'),
+    (('eval', 'nowhere.safetensors', '--attack', 'sqare'), "did you mean 'square'?"),
     (('eval', 'nowhere.safetensors'), 'no checkpoint at nowhere.safetensors'),
 ])
 def test_refused(overmem, refused, args, says):
@@ -257,6 +260,27 @@ def test_bench(overmem):
     assert [x['step'] for x in rows] == ['rs_fgsm', 'zerograd'] and all(float(x['ratio']) > 0 and x['device'] for x in rows)
     r = overmem('bench', '--agreement', '--jobs', '2')
     assert r.returncode == 0 and 'trades_pgd2  pgd10' in r.stdout, r.stderr
+
+
+def test_autoattack_killed_and_resumed(overmem):
+    "kill -9 in the middle of AutoAttack; the same command goes on, and leaves what an undisturbed evaluation leaves"
+    assert overmem('train', 'pgd', '-p', 'alpha=.05', '-p', 'steps=3', *TINY, '--epochs', '12', '--name', 'aa').returncode == 0
+    run, = (overmem.home/'data'/'runs').glob('aa-*')
+    args = ('eval', run/'last.safetensors', '--attack', 'pgd10,aa', '--n', '60', '--eps', '.1')
+    env = os.environ | dict(OVERMEM_HOME=str(overmem.home), OVERMEM_DATA=str(overmem.home))
+    p = subprocess.Popen([OVERMEM, *map(str, args)], env=env, stdout=subprocess.DEVNULL)
+    while not list(run.glob('last.aa-*.npz')): assert p.poll() is None; time.sleep(.02)
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    assert not (run/'last.eval.json').exists()
+    results = lambda: {k: v.tolist() for k, v in np.load(run/'last.eval.npz').items()}
+    r = overmem(*args)
+    assert r.returncode == 0 and 'apgd_t' in r.stdout, r.stderr
+    resumed = results()
+    for f in run.glob('last.aa-*.npz'): f.unlink()
+    assert overmem(*args).returncode == 0
+    assert results() == resumed and sum(resumed['aa']) <= sum(resumed['pgd10'])
+    assert {b for b, ok in zip(resumed['aa_by'], resumed['aa']) if ok} <= {-1} and json.loads((run/'last.eval.json').read_text())['attacks']['aa'] == 'autoattack'
 
 
 def test_doctor(overmem):
