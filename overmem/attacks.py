@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import BadRequest
-from .core import Attack, ce, full
+from .core import Attack, ce, evaluating, full
 
 # %% ../nbs/10_attacks.ipynb #0def292a
 def project(delta:Tensor, x:Tensor, eps:float) -> Tensor:
@@ -123,10 +123,7 @@ def strongest(model, x, target, tries, loss=ce) -> Tensor:
 def in_eval(attack:Attack) -> Attack:
     "The same attack, crafted with the model in eval mode; the mode is restored"
     def wrapped(model, x, target):
-        was = model.training
-        model.eval()
-        try: return attack(model, x, target)
-        finally: model.train(was)
+        with evaluating(model): return attack(model, x, target)
     return wrapped
 
 def to_clean(attack:Attack) -> Attack:

@@ -11,17 +11,13 @@ import torch
 from torch import Tensor
 
 from .attacks import input_grad, no_attack
-from .core import Attack, seeded
+from .core import Attack, evaluating, seeded
 from .data import floats
 
 # %% ../nbs/21_evaluate.ipynb #ab23af23
 def correct(model, x:Tensor, y:Tensor, attack:Attack=no_attack, bs:int=500, seed:int=0) -> Tensor:
     "(n,) bool: image still right under `attack`. x (n,C,H,W) bytes or [0,1]; `seed` draws the random starts"
-    was = model.training
-    model.eval()
-    try:
-        with seeded(seed): return torch.cat([_right(model, floats(xb), yb, attack) for xb, yb in zip(x.split(bs), y.split(bs))])
-    finally: model.train(was)
+    with evaluating(model), seeded(seed): return torch.cat([_right(model, floats(xb), yb, attack) for xb, yb in zip(x.split(bs), y.split(bs))])
 
 def _right(model, x, y, attack):
     if attack is not no_attack: x = x + attack(model, x, y)

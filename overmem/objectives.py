@@ -34,13 +34,17 @@ def ramp(maker:Callable, epochs:float, eps:float, **numbers) -> Objective:
         return adv(maker(s*eps, **{k: s*v if k == 'alpha' else v for k, v in numbers.items()}))(model, b, t)
     return objective
 
-# %% ../nbs/20_objectives.ipynb #480735ce
+# %% ../nbs/20_objectives.ipynb #76d05d4f
+def _views(model, b, attack):
+    "Attacked inputs, clean logits, attacked logits"
+    x_adv = b.x + attack(model, b.x, b.y)
+    return x_adv, model(b.x), model(x_adv)
+
 def trades(attack:Attack, beta:float=6.) -> Objective:
     "TRADES (Zhang et al. 2019, Eq. 5): clean cross-entropy plus `beta` times KL(clean || attacked)"
     def objective(model, b, t):
         "The step's logits and inputs are the attacked ones"
-        x_adv = b.x + attack(model, b.x, b.y)
-        z, z_adv = model(b.x), model(x_adv)
+        x_adv, z, z_adv = _views(model, b, attack)
         return Step(ce(z, b.y) + beta*kl_to(z_adv, z), z_adv, x_adv)
     return objective
 
@@ -54,8 +58,7 @@ def mart(attack:Attack, beta:float=5.) -> Objective:
     "MART (Wang et al. 2020, Eq. 11): boosted cross-entropy on attacked images plus `beta` times KL weighted by 1 - p_y on clean ones"
     def objective(model, b, t):
         "The step's logits and inputs are the attacked ones"
-        x_adv = b.x + attack(model, b.x, b.y)
-        z, z_adv = model(b.x), model(x_adv)
+        x_adv, z, z_adv = _views(model, b, attack)
         unsure = 1.0000001 - full(z).softmax(1).gather(1, b.y[:, None])[:, 0]
         return Step(boosted_ce(z_adv, b.y) + beta*kl_to(z_adv, z)*unsure, z_adv, x_adv)
     return objective

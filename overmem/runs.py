@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 
 from .base import BadRequest, RunFailed, nearest, progress, replacing, runs_dir, writable, write_json
-from .core import Attack, Objective, ce, seed_all, seeded
+from .core import Attack, Objective, ce, evaluating, seed_all, seeded
 from .data import TensorLoader, floats, load, shrink, source, trouble
 from .evaluate import accuracy, evaluate
 from .models import Net
@@ -229,10 +229,8 @@ def measure(c:Training, model, te) -> dict:
     x = floats(te.x)
     with autocast(c.precision, torch.device(c.device).type): ok = evaluate(model, x, te.y, {k: make(e) for k, e in c.attacks.items()})
     out = {f'{k}_acc': accuracy(v) for k, v in ok.items()}
-    model.eval()
     parts = list(zip(x.split(500), te.y.split(500)))
-    with seeded(0): out |= {k: torch.cat([make(e)(model, *p) for p in parts]).nanmean().item() for k, e in c.probes.items()}
-    model.train()
+    with evaluating(model), seeded(0): out |= {k: torch.cat([make(e)(model, *p) for p in parts]).nanmean().item() for k, e in c.probes.items()}
     return out
 
 class Means:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from .attacks import margin, project, uniform
+from .attacks import frozen, margin, project, uniform
 from .base import BadRequest
 from .core import Attack, ce
 from .data import floats
@@ -131,7 +131,7 @@ def look(model, x:Tensor, y:Tensor, delta:Tensor, loss:Callable) -> tuple:
     "(loss (N,), its gradient (N,C,H,W), wrong (N,) bool) at x + delta from one forward and one backward pass; `loss(logits)` is per sample"
     delta = delta.detach().requires_grad_()
     with torch.enable_grad():
-        z = model(x + delta)
+        with frozen(model): z = model(x + delta)
         f = loss(z)
         g = torch.autograd.grad(f.sum(), delta, materialize_grads=True)[0].nan_to_num(0., 0., 0.) if f.requires_grad else torch.zeros_like(delta)
     return f.detach().to(x.dtype), g, z.detach().argmax(1) != y

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['constant', 'triangle', 'staircase', 'onedrop', 'Place', 'fit', 'update', 'Watch', 'advice', 'sgd', 'autocast',
            'fast_bf16', 'Recorded', 'cuda_graph', 'side_stream', 'hindrance', 'recorder', 'engine', 'obstacle', 'pack',
-           'digest', 'save_checkpoint', 'read_checkpoint', 'part', 'load_weights', 'load_checkpoint']
+           'save_checkpoint', 'read_checkpoint', 'part', 'load_weights', 'load_checkpoint']
 
-# %% ../nbs/22_train.ipynb #5e81b85d
+# %% ../nbs/22_train.ipynb #17693000
 import contextlib
-import hashlib
 import json
 import math
 import sys
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .base import BadRequest, RunFailed, replacing
-from .core import Batch, Clock, Objective
+from .core import Batch, Clock, Objective, digest
 from .objectives import phase_of
 
 # %% ../nbs/22_train.ipynb #330a86f5
@@ -144,7 +143,7 @@ def fast_bf16(kind:str) -> bool:
 class Recorded:
     "A step (positions, t, lr) -> (batch, step), recorded by `record` once for each phase and replayed"
     def __init__(self, step:Callable, opt, bs:int, phase:Callable, record:Callable, device, warm:int=3):
-        self.step, self.opt, self.bs, self.phase, self.record, self.warm = step, opt, bs, phase, record, warm
+        self.step, self.bs, self.phase, self.record, self.warm = step, bs, phase, record, warm
         self.now, self.lr = torch.zeros((), dtype=torch.double, device=device), torch.zeros((), device=device)
         self.positions, self.key, self.seen, self.replay = torch.zeros(bs, dtype=torch.long, device=device), object(), 0, None
         for group in opt.param_groups: group['lr'] = self.lr
@@ -257,14 +256,6 @@ def pack(model, opt=None, state:dict|None=None, at:Place|None=None) -> dict:
     out['random.cpu'] = torch.get_rng_state()
     if torch.cuda.is_available() and torch.cuda.is_initialized(): out |= {f'random.cuda{i}': s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return {k: v.detach().cpu().contiguous() for k, v in out.items()}
-
-def digest(tensors:dict, text:str='') -> str:
-    "Fingerprint of a text, and of names, types, shapes and bytes of tensors"
-    h = hashlib.blake2b(text.encode(), digest_size=16)
-    for k in sorted(tensors):
-        h.update(f'{k} {tensors[k].dtype} {tuple(tensors[k].shape)}'.encode())
-        h.update(tensors[k].contiguous().flatten().view(torch.uint8).numpy())
-    return h.hexdigest()
 
 def save_checkpoint(path:Path, model, opt=None, state:dict|None=None, at:Place|None=None, **meta):
     "Write a checkpoint, whole or not at all; `meta` (config, ...) and the place travel as JSON in its header. Weights that are no numbers are not worth keeping: RunFailed"
