@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .augment import augmix, randaugment
 from .base import BadRequest, RunFailed, nearest, replacing, results_dir, writable
-from .core import seed_all
+from .core import fast_bf16, seed_all
 from .data import TensorLoader, crop_flip, import_torchvision
 from .experiment import code_version, device_name
 from .groups import GroupDRO
@@ -32,7 +32,7 @@ from .mat import mat
 from .objectives import adv, moved
 from .evaluate import accuracy, evaluate
 from .runs import Training, as_objective, make, restored, run_all
-from .train import Watch, engine, fast_bf16, sgd
+from .train import Watch, engine, sgd
 from .xrm import XRM, Twins
 
 # %% ../nbs/43_bench.ipynb #9f86d554

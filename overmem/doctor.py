@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 
 from .base import data_dir, home
+from .core import fast_bf16
 from .data import SOURCES, import_torchvision, trouble
-from .train import fast_bf16
 
 # %% ../nbs/42_doctor.ipynb #93fcdea8
 class Finding(NamedTuple):

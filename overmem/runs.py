@@ -31,13 +31,13 @@ import pandas as pd
 import torch
 
 from .base import BadRequest, RunFailed, nearest, progress, replacing, runs_dir, writable, write_json
-from .core import Attack, Objective, ce, evaluating, seed_all, seeded
+from .core import Attack, Objective, autocast, ce, evaluating, fast_bf16, seed_all, seeded
 from .data import TensorLoader, floats, load, shrink, source, trouble
 from .evaluate import accuracy, evaluate
 from .models import Net
 from .objectives import adv, moved
 from .records import History, Metrics, read_metrics
-from .train import Place, autocast, fast_bf16, fit, load_checkpoint, load_weights, read_checkpoint, save_checkpoint, sgd
+from .train import Place, fit, load_checkpoint, load_weights, read_checkpoint, save_checkpoint, sgd
 
 # %% ../nbs/38_runs.ipynb #67120d7b
 MAKERS = ('data', 'models', 'attacks', 'augment', 'strong', 'objectives', 'train', 'zerograd', 'dom', 'xrm', 'mat')      # modules whose names an expression may use
