@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['verbose', 'NAMED', 'Commands', 'cli', 'main', 'list_', 'run', 'report', 'data', 'named_attacks', 'method', 'Lines',
-           'train', 'eval_', 'bench', 'doctor']
+           'train', 'eval_', 'evaluated', 'bench', 'doctor']
 
 # %% ../nbs/44_cli.ipynb #b24198fb
 import os
@@ -225,41 +225,57 @@ def train(method_, param, eps, attack, name, force, device, minutes, **options):
     if at is not None: click.echo(f"catastrophic overfitting at epoch {rows[at]['epoch']}")
     click.echo(d/'last.safetensors')
 
-# %% ../nbs/44_cli.ipynb #5f1304e9
+# %% ../nbs/44_cli.ipynb #63f9a585
 @cli.command('eval')
-@click.argument('checkpoint', type=click.Path(path_type=Path))
+@click.argument('checkpoints', metavar='CHECKPOINT...', type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option('--attack', default='fgsm,pgd20', show_default=True, help='Comma-separated: ' + ', '.join(NAMED) + '; aa: AutoAttack, the standard ensemble of the last four')
 @click.option('--eps', default='8/255', show_default=True)
 @click.option('--n', default=1000, show_default=True, help='Test images, the first n; 0: all')
+@click.option('--precision', default='fp32', show_default=True, help='For aa: fp32; bf16: search in bfloat16, confirm in float32; auto')
+@click.option('--csv', type=click.Path(path_type=Path), help='Also write a table, a row for each checkpoint.')
 @click.option('--device', default='auto', show_default=True)
 @verbose
-def eval_(checkpoint, attack, eps, n, device):
-    "Clean and robust accuracy of a checkpoint; per-image results beside it."
+def eval_(checkpoints, attack, eps, n, precision, csv, device):
+    "Clean and robust accuracy of checkpoints, with warnings; numbers and per-image results beside each. A killed AutoAttack goes on where it was."
+    import pandas as pd
+    from overmem.base import BadRequest
+    from overmem.core import device as find, settled
+    from overmem.runs import make
+    names = [a.strip() for a in attack.split(',') if a.strip()]
+    attacks, radius, device = named_attacks(','.join(a for a in names if a != 'aa'), eps), make(eps), find(device)
+    if not isinstance(radius, (int, float)) or not 0 <= radius <= 1: raise BadRequest(f"--eps {eps}: a radius lies between 0 and 1, in the unit of the pixels, as in 8/255")
+    precision = settled(precision, device.split(':')[0])
+    rows = []
+    for c in checkpoints:
+        if len(checkpoints) > 1: click.echo(f'{c}')
+        rows.append(evaluated(c, attacks, 'aa' in names, radius, n, precision, device))
+        if csv: pd.DataFrame(rows).to_csv(csv, index=False, float_format='%.5g')
+    if len(rows) > 1: click.echo(pd.DataFrame(rows).drop(columns=['checkpoint', 'warnings']).to_string(index=False, float_format='%.3f'))
+    if csv: click.echo(csv)
+
+def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, precision:str, device:str) -> dict:
+    "Evaluate one checkpoint and print what comes out; a row of the table. attacks {name: expression}; with `aa` AutoAttack as well"
     import numpy as np
-    from overmem.base import write_json
-    from overmem.core import device as find
     from overmem.autoattack import autoattack
-    from overmem.base import BadRequest, progress
+    from overmem.base import progress, write_json
     from overmem.evaluate import accuracy, evaluate, warnings
     from overmem.runs import make, restored
-    names = [a.strip() for a in attack.split(',') if a.strip()]
-    attacks, radius = named_attacks(','.join(a for a in names if a != 'aa'), eps), make(eps)
-    if not isinstance(radius, (int, float)) or not 0 <= radius <= 1: raise BadRequest(f"--eps {eps}: a radius lies between 0 and 1, in the unit of the pixels, as in 8/255")
-    config, model, te = restored(checkpoint, n, find(device))
+    config, model, te = restored(checkpoint, n, device)
     stem, per_image = checkpoint.with_suffix(''), {}
     ok = evaluate(model, te.x, te.y, {k: make(e) for k, e in attacks.items()})
-    if 'aa' in names:
-        found = autoattack(model, te.x, te.y, radius, path=Path(f'{stem}.aa-{len(te.y)}-{radius:.5f}.npz'), bar=progress)
+    if aa:
+        found = autoattack(model, te.x, te.y, eps, precision=precision, path=Path(f'{stem}.aa-{len(te.y)}-{eps:.5f}-{precision}.npz'), bar=progress)
         ok['aa'], per_image = found.ok.to(te.y.device), dict(aa_by=found.by, aa_step=found.step)
-    acc = {k: accuracy(v) for k, v in ok.items()}
+    acc, said = {k: accuracy(v) for k, v in ok.items()}, warnings(model, te.x, te.y, ok)
     if config['stand_in']: click.echo(f"digits stand in for {config['data']}")
     for k, v in acc.items(): click.echo(f'{k:10} {100*v:6.2f} %')
-    said = warnings(model, te.x, te.y, ok)
     for w in said: click.echo(f'warning: {w}')
-    if 'aa' in names: click.echo(found.table().to_string(index=False, float_format='%.3f'))
+    if aa: click.echo(found.table().to_string(index=False, float_format='%.3f'))
     np.savez(f'{stem}.eval.npz', **{k: v.cpu().numpy() for k, v in (ok | per_image).items()})
-    write_json(Path(f'{stem}.eval.json'), dict(data=config['data'], n=len(te.y), eps=eps, attacks=attacks | ({'aa': 'autoattack'} if 'aa' in names else {}), accuracy=acc, warnings=said))
+    about = dict(data=config['data'], n=len(te.y), eps=eps)
+    write_json(Path(f'{stem}.eval.json'), about | dict(attacks=attacks | ({'aa': f'autoattack, {precision}'} if aa else {}), accuracy=acc, warnings=said))
     click.echo(f'{stem}.eval.json')
+    return dict(name=config['name'], seed=config['seed']) | about | acc | dict(warnings='; '.join(said), checkpoint=str(checkpoint))
 
 @cli.command()
 @click.option('--budget', default='smoke', show_default=True, help='smoke, laptop, gpu or full: batch size, rounds, seconds a round.')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Attack', 'Objective', 'Batch', 'Step', 'full', 'ce', 'Clock', 'elapsed', 'seed_all', 'seeded', 'evaluating',
-           'autocast', 'fast_bf16', 'digest', 'device', 'split', 'px']
+           'autocast', 'settled', 'fast_bf16', 'digest', 'device', 'split', 'px']
 
 # %% ../nbs/00_core.ipynb #92582072
 import hashlib
@@ -101,9 +101,12 @@ def evaluating(model):
 # %% ../nbs/00_core.ipynb #98e3daf4
 def autocast(precision:str, kind:str):
     "The context in which an objective runs: 'fp32' as it is, 'bf16' autocast, 'auto' bf16 where the device computes in it"
+    return torch.autocast(kind, torch.bfloat16, cache_enabled=False) if settled(precision, kind) == 'bf16' else nullcontext()
+
+def settled(precision:str, kind:str) -> str:
+    "'fp32' or 'bf16': what a precision means on a device"
     if precision not in ('fp32', 'bf16', 'auto'): raise BadRequest(f"no precision '{precision}': there are fp32, bf16 and auto")
-    if precision == 'fp32' or precision == 'auto' and not fast_bf16(kind): return nullcontext()
-    return torch.autocast(kind, torch.bfloat16, cache_enabled=False)
+    return precision if precision != 'auto' else 'bf16' if fast_bf16(kind) else 'fp32'
 
 def fast_bf16(kind:str) -> bool:
     "Whether this device multiplies bfloat16 in hardware"

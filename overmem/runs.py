@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 
 from .base import BadRequest, RunFailed, nearest, progress, replacing, runs_dir, writable, write_json
-from .core import Attack, Objective, autocast, ce, evaluating, fast_bf16, seed_all, seeded
+from .core import Attack, Objective, autocast, ce, evaluating, seed_all, seeded, settled
 from .data import TensorLoader, floats, load, shrink, source, trouble
 from .evaluate import accuracy, evaluate
 from .models import Net
@@ -287,7 +287,7 @@ def train_code(c:Training) -> str:
 def resolved(c:Training) -> dict:
     "The configuration as a dictionary, with 'auto' replaced by what it means on this device"
     kind = torch.device(c.device).type
-    auto = dict(precision='bf16' if c.precision == 'auto' and fast_bf16(kind) else 'fp32', capture='graph' if kind == 'cuda' else 'off')
+    auto = dict(precision=settled('auto', kind), capture='graph' if kind == 'cuda' else 'off')
     return asdict(c) | {k: v for k, v in auto.items() if getattr(c, k) == 'auto'}
 
 def check(c:Training):

@@ -101,7 +101,8 @@ def in_turn(
     runs:list,                    # functions (model, x, y) -> Found: attempts
     steps:int,                    # gradient steps or queries of one attempt, for counting
     looks:int,                    # times an image goes through the model in one attempt, for the progress bar
-    classes:int=2) -> Attack:     # fewest classes with which it can work
+    classes:int=2,                # fewest classes with which it can work
+    fine:bool=False) -> Attack:   # compares losses that bfloat16 cannot tell apart
     "The attack that makes attempts one after another, each on the images that still stand"
     def trace(model, x, y):
         "x (N,C,H,W) in [0,1], y (N,) -> delta, detached, and step (N,): when it fell, counted over all attempts; 0 if wrong without attack, -1 if it stands"
@@ -116,7 +117,7 @@ def in_turn(
     def attack(model, x, y):
         "x (N,C,H,W) in [0,1], y (N,) -> delta, detached"
         return trace(model, x, y)[0]
-    attack.trace, attack.runs, attack.steps, attack.looks, attack.classes = trace, runs, steps, looks, classes
+    attack.trace, attack.runs, attack.steps, attack.looks, attack.classes, attack.fine = trace, runs, steps, looks, classes, fine
     return attack
 
 # %% ../nbs/13_strong.ipynb #f2313e2f
@@ -296,7 +297,7 @@ def square(
     def run(model, x, y):
         if x.dim() != 4: raise BadRequest(f'the square attack paints on images (N,C,H,W), not on inputs of shape {tuple(x.shape)}')
         return search_squares(model, x, y, eps, queries, p_init)
-    return in_turn([run], queries, queries)
+    return in_turn([run], queries, queries, fine=True)
 
 # %% ../nbs/13_strong.ipynb #990f725a
 def brute_force(
