@@ -392,7 +392,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'overmem.strong.in_turn': ('strong.html#in_turn', 'overmem/strong.py'),
                                 'overmem.strong.look': ('strong.html#look', 'overmem/strong.py'),
                                 'overmem.strong.needs': ('strong.html#needs', 'overmem/strong.py'),
-                                'overmem.strong.paint': ('strong.html#paint', 'overmem/strong.py'),
+                                'overmem.strong.propose': ('strong.html#propose', 'overmem/strong.py'),
                                 'overmem.strong.search_squares': ('strong.html#search_squares', 'overmem/strong.py'),
                                 'overmem.strong.square': ('strong.html#square', 'overmem/strong.py'),
                                 'overmem.strong.square_share': ('strong.html#square_share', 'overmem/strong.py'),

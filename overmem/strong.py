@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['needs', 'dlr', 'dlr_targeted', 'Standing', 'Found', 'checked', 'clean_logits', 'in_turn', 'checkpoints', 'look',
-           'ascend', 'apgd', 'toward', 'apgd_t', 'to_plane', 'approach', 'fab_t', 'square_share', 'paint',
+           'ascend', 'apgd', 'toward', 'apgd_t', 'to_plane', 'approach', 'fab_t', 'square_share', 'propose',
            'search_squares', 'square', 'brute_force']
 
 # %% ../nbs/13_strong.ipynb #d7006449
@@ -260,16 +260,14 @@ def square_share(k:int, queries:int, p_init:float=.8) -> float:
 
 def _signs(x, *shape): return 2*torch.randint(2, shape, device=x.device).to(x.dtype) - 1
 
-def paint(x:Tensor, delta:Tensor, eps:float, side:int) -> Tensor:
-    "delta with a square of each image set to +-eps, one sign per channel, at a random place; signs that would change nothing are turned. Stays in [0,1]"
+def propose(x:Tensor, delta:Tensor, eps:float, side:int) -> tuple:
+    "(index, values) of a square of each image, at a random place: +-eps, one sign per channel, within [0,1]; signs that would change nothing in delta are turned"
     N, C, H, W = x.shape
     rows, cols = (torch.randint(m - side + 1, (N, 1), device=x.device) + torch.arange(side, device=x.device) for m in (H, W))
     at = torch.arange(N, device=x.device)[:, None, None, None], torch.arange(C, device=x.device)[:, None, None], rows[:, None, :, None], cols[:, None, None, :]
     value = (eps*_signs(x, N, C, 1, 1)).expand(-1, -1, side, side)
     idle = (project(value, x[at], eps) == delta[at]).flatten(1).all(1)
-    out = delta.clone()
-    out[at] = project(torch.where(_col(idle, value), -value, value), x[at], eps)
-    return out
+    return at, project(torch.where(_col(idle, value), -value, value), x[at], eps)
 
 def search_squares(model, x:Tensor, y:Tensor, eps:float, queries:int, p_init:float=.8, watch:Callable=_unwatched) -> Found:
     "One random search with squares (Andriushchenko et al. 2020, Algorithm 1); watch(k, s) is called with the table of standing images after k queries"
@@ -279,11 +277,14 @@ def search_squares(model, x:Tensor, y:Tensor, eps:float, queries:int, p_init:flo
     with torch.no_grad():
         for k in range(1, queries + 1):
             side = min(H, W, max(1, round((square_share(k - 1, queries, p_init)*H*W)**.5)))
-            new = paint(s.x, s.delta, eps, side) if k > 1 else s.delta
-            z = model(s.x + new)
+            at, new = propose(s.x, s.delta, eps, side) if k > 1 else (..., s.delta)
+            old, s.delta[at] = s.delta[at], new
+            z = model(s.x + s.delta)
             f = margin(z, s.y).to(x.dtype)
-            s.wrong = (f > s.f) & (z.argmax(1) != s.y)
-            s.put(f > s.f, delta=new, f=f)
+            better = f > s.f
+            s.delta[at] = torch.where(_col(better, new), new, old)
+            s.wrong = better & (z.argmax(1) != s.y)
+            s.put(better, f=f)
             watch(k, s)
             if not found.fell(s, s.wrong, k): break
     found.delta[s.i], found.loss[s.i] = s.delta, s.f
