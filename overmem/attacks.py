@@ -45,7 +45,7 @@ def input_grad(model, x:Tensor, target:Tensor, delta:Tensor, loss:Callable=ce) -
 # %% ../nbs/10_attacks.ipynb #30e3fef4
 def margin(logits:Tensor, y:Tensor) -> Tensor:
     "CW margin (N,): largest wrong logit minus the right one; positive exactly when the answer is wrong"
-    own = y[..., None]
+    logits, own = full(logits), y[..., None]
     return logits.scatter(-1, own, -torch.inf).amax(-1) - logits.gather(-1, own)[..., 0]
 
 def kl_to(logits:Tensor, z:Tensor) -> Tensor:

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'VERSIONS', 'suite', 'Result', 'Ledger', 'layout', 'Looks', 'Attempt', 'attempts', 'confirmed', 'search',
-           'autoattack']
+           'autoattack', 'described']
 
-# %% ../nbs/14_autoattack.ipynb #638285cc
+# %% ../nbs/14_autoattack.ipynb #da93ca22
 import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
@@ -143,7 +144,7 @@ class Attempt(NamedTuple):
 
 def attempts(attacks:dict) -> list:
     "Every `Attempt` of every attack, in order; an attack that does not count its steps is a single attempt"
-    once = lambda attack: lambda model, x, y: Found(attack(model, x, y), torch.zeros_like(y), y)
+    once = lambda attack: lambda model, x, y: Found(attack(model, x, y), torch.full_like(y, -1), y)              # whether it fell is for others to say
     return [Attempt(a, name, r, run, getattr(attack, 'steps', 0), r*getattr(attack, 'steps', 0), getattr(attack, 'looks', 1), getattr(attack, 'fine', False))
             for a, (name, attack) in enumerate(attacks.items()) for r, run in enumerate(getattr(attack, 'runs', [once(attack)]))]
 
@@ -178,12 +179,14 @@ def autoattack(
     ) -> Result:
     "AutoAttack (Croce & Hein 2020b): all attempts of all attacks in turn, each on the images that still stand. Mode and random state are left as they were"
     checked(x, y, eps)
+    if path and not isinstance(model, torch.nn.Module): raise BadRequest('a state can be kept only for a torch.nn.Module, whose weights tell it from others: give no path')
     attacks = suite(version, eps)
     plan, precision = attempts(attacks if eps else {}), settled(precision, x.device.type)
     with evaluating(model), (bar(len(x)*sum(p.looks for p in plan), 'autoattack', 'look') if bar else nullcontext()) as shown:
-        about = path and _about(model, x, y, plan, eps=eps, bs=bs, seed=seed, precision=precision, keep=keep)
+        about = path and _about(model, x, y, attacks, eps=eps, bs=bs, seed=seed, precision=precision, keep=keep)
         if path and Path(path).exists(): book = Ledger.load(path, about)
-        else: book = Ledger.begin(model, x, y, bs, keep, max(getattr(a, 'classes', 2) for a in attacks.values()) if eps else 2)
+        else:
+            with seeded(seed): book = Ledger.begin(model, x, y, bs, keep, max(getattr(a, 'classes', 2) for a in attacks.values()) if eps else 2)
         looks = Looks(shown, [p.looks for p in plan], len(x))
         looks.settle(book, bs, 'none')
         for j, b, i in _batches(book, plan, bs):
@@ -194,10 +197,18 @@ def autoattack(
     by = torch.tensor([*(p.a for p in plan), -2, -1], dtype=torch.int8)[book.run.long()]      # -1 and -2 count from the end
     return Result(by, book.step, tuple(attacks), book.delta if keep else None)
 
-def _about(model, x, y, plan, **numbers):
+def _about(model, x, y, attacks, **numbers):
     "What makes an evaluation this one"
-    weights = digest(model.state_dict()) if isinstance(model, torch.nn.Module) else 'unknown'
-    return dict(images=digest(dict(x=x)), labels=digest(dict(y=y)), weights=weights, attempts=[[p.name, p.after, p.looks] for p in plan], **numbers)
+    return dict(images=digest(dict(x=x)), labels=digest(dict(y=y)), weights=digest(model.state_dict()), attacks={k: described(a) for k, a in attacks.items()}, **numbers)
+
+def described(v) -> str:
+    "A value in words, functions with the values they were made with: two attacks of one maker differ where their numbers do"
+    if isinstance(v, partial): return f'{described(v.func)}{described(v.args)}{described(v.keywords)}'
+    if isinstance(v, dict): return described([*v.items()])
+    if isinstance(v, (list, tuple)): return f"[{', '.join(map(described, v))}]"
+    if not inspect.isfunction(v): return repr(v) if isinstance(v, (int, float, str, type(None))) else type(v).__name__
+    held = [c.cell_contents for c in v.__closure__ or () if c.cell_contents is not v]
+    return v.__qualname__ + (described([*(v.__defaults__ or ()), *held]) if held or v.__defaults__ else '')
 
 def _batches(book, plan, bs):
     "(attempt, batch, rows) still to come"
@@ -210,7 +221,8 @@ def _once(model, x, y, eps, attempt, i, seed, precision):
     "One attempt on the images `i`: (positions in `i`, steps, perturbations) of those that fell, on the CPU"
     on = i.to(x.device)
     xb, yb = floats(x[on]), y[on]
-    xb = xb.contiguous(memory_format=layout(model, xb))
-    with seeded(_seed(seed, attempt.name, attempt.r, i[0].item())): found = search(model, xb, yb, eps, attempt, precision)
+    with seeded(_seed(seed, attempt.name, attempt.r, i[0].item())):
+        xb = xb.contiguous(memory_format=layout(model, xb))
+        found = search(model, xb, yb, eps, attempt, precision)
     k = (found.step >= 0).nonzero()[:, 0]
     return k.cpu(), (found.step[k] + attempt.after).int().cpu(), found.delta[k].float().cpu()

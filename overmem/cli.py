@@ -151,7 +151,7 @@ def named_attacks(names:str, eps:str) -> dict:
     from overmem.base import BadRequest, nearest
     wanted = [n.strip() for n in names.split(',') if n.strip()]
     for n in wanted:
-        if n not in NAMED: raise BadRequest(f"no evaluation attack '{n}': {nearest(n, NAMED)}")
+        if n not in NAMED: raise BadRequest(f"no evaluation attack '{n}': {nearest(n, [*NAMED, 'aa'])}")
     return {n: NAMED[n].format(eps=f'({eps})') for n in wanted}
 
 def method(text:str, pairs, eps:str) -> dict:
@@ -238,18 +238,22 @@ def train(method_, param, eps, attack, name, force, device, minutes, **options):
 def eval_(checkpoints, attack, eps, n, precision, csv, device):
     "Clean and robust accuracy of checkpoints, with warnings; numbers and per-image results beside each. A killed AutoAttack goes on where it was."
     import pandas as pd
-    from overmem.base import BadRequest
+    from overmem.base import BadRequest, replacing, writable
     from overmem.core import device as find, settled
     from overmem.runs import make
     names = [a.strip() for a in attack.split(',') if a.strip()]
     attacks, radius, device = named_attacks(','.join(a for a in names if a != 'aa'), eps), make(eps), find(device)
+    for c in checkpoints:
+        if not c.is_file(): raise BadRequest(f'no checkpoint at {c}')
+    if csv: writable(csv.parent)
     if not isinstance(radius, (int, float)) or not 0 <= radius <= 1: raise BadRequest(f"--eps {eps}: a radius lies between 0 and 1, in the unit of the pixels, as in 8/255")
     precision = settled(precision, device.split(':')[0])
     rows = []
     for c in checkpoints:
         if len(checkpoints) > 1: click.echo(f'{c}')
         rows.append(evaluated(c, attacks, 'aa' in names, radius, n, precision, device))
-        if csv: pd.DataFrame(rows).to_csv(csv, index=False, float_format='%.5g')
+        if csv:
+            with replacing(csv) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False, float_format='%.5g')
     if len(rows) > 1: click.echo(pd.DataFrame(rows).drop(columns=['checkpoint', 'warnings']).to_string(index=False, float_format='%.3f'))
     if csv: click.echo(csv)
 
@@ -257,7 +261,7 @@ def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, precision:str
     "Evaluate one checkpoint and print what comes out; a row of the table. attacks {name: expression}; with `aa` AutoAttack as well"
     import numpy as np
     from overmem.autoattack import autoattack
-    from overmem.base import progress, write_json
+    from overmem.base import progress, replacing, write_json
     from overmem.evaluate import accuracy, evaluate, warnings
     from overmem.runs import make, restored
     config, model, te = restored(checkpoint, n, device)
@@ -266,16 +270,16 @@ def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, precision:str
     if aa:
         found = autoattack(model, te.x, te.y, eps, precision=precision, path=Path(f'{stem}.aa-{len(te.y)}-{eps:.5f}-{precision}.npz'), bar=progress)
         ok['aa'], per_image = found.ok.to(te.y.device), dict(aa_by=found.by, aa_step=found.step)
-    acc, said = {k: accuracy(v) for k, v in ok.items()}, warnings(model, te.x, te.y, ok)
-    if config['stand_in']: click.echo(f"digits stand in for {config['data']}")
+    acc, said = {k: accuracy(v) for k, v in ok.items()}, warnings(model, te.x, te.y, ok, found.by if aa else None, found.attacks if aa else ())
+    if config.get('stand_in'): click.echo(f"digits stand in for {config['data']}")
     for k, v in acc.items(): click.echo(f'{k:10} {100*v:6.2f} %')
     for w in said: click.echo(f'warning: {w}')
     if aa: click.echo(found.table().to_string(index=False, float_format='%.3f'))
-    np.savez(f'{stem}.eval.npz', **{k: v.cpu().numpy() for k, v in (ok | per_image).items()})
+    with replacing(Path(f'{stem}.eval.npz')) as tmp, open(tmp, 'wb') as f: np.savez(f, **{k: v.cpu().numpy() for k, v in (ok | per_image).items()})
     about = dict(data=config['data'], n=len(te.y), eps=eps)
-    write_json(Path(f'{stem}.eval.json'), about | dict(attacks=attacks | ({'aa': f'autoattack, {precision}'} if aa else {}), accuracy=acc, warnings=said))
+    write_json(Path(f'{stem}.eval.json'), about | dict(attacks=attacks | ({'aa': f'autoattack, {precision}'} if aa else {}), accuracy=acc, warnings=said) | (dict(aa_by=found.attacks) if aa else {}))       # aa_by in the arrays counts these
     click.echo(f'{stem}.eval.json')
-    return dict(name=config['name'], seed=config['seed']) | about | acc | dict(warnings='; '.join(said), checkpoint=str(checkpoint))
+    return dict(name=config['name'], seed=config.get('seed', 0)) | about | acc | dict(warnings='; '.join(said), checkpoint=str(checkpoint))
 
 @cli.command()
 @click.option('--budget', default='smoke', show_default=True, help='smoke, laptop, gpu or full: batch size, rounds, seconds a round.')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRONGER', 'correct', 'evaluate', 'accuracy', 'worst_case', 'group_acc', 'worst_group_acc', 'suspicious_model',
-           'flat_gradients', 'suspicious_results', 'warnings']
+           'at_chance', 'flat_gradients', 'suspicious_results', 'suspicious_parts', 'warnings']
 
 # %% ../nbs/21_evaluate.ipynb #6611312f
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from .attacks import input_grad, no_attack
 from .core import Attack, evaluating, seeded
 from .data import floats
+from .strong import checked, clean_logits
 
 # %% ../nbs/21_evaluate.ipynb #ab23af23
 def correct(model, x:Tensor, y:Tensor, attack:Attack=no_attack, bs:int=500, seed:int=0) -> Tensor:
@@ -24,8 +25,10 @@ def _right(model, x, y, attack):
     with torch.no_grad(): return model(x).argmax(1) == y
 
 def evaluate(model, x:Tensor, y:Tensor, attacks:dict, bs:int=500, seed:int=0) -> dict:
-    "{'clean': (n,) bool, name: (n,) bool, ...}: an image counts as robust if it is right clean *and* under the attack"
-    ok = dict(clean=correct(model, x, y, bs=bs))
+    "{'clean': (n,) bool, name: (n,) bool, ...}: an image counts as robust if it is right clean *and* under the attack. Bad images, labels or logits: BadRequest, in one line"
+    if attacks: checked(x, y)
+    with evaluating(model): clean = torch.cat([clean_logits(model, floats(xb), yb) for xb, yb in zip(x.split(bs), y.split(bs))])
+    ok = dict(clean=clean.argmax(1) == y)
     return ok | {name: ok['clean'] & correct(model, x, y, a, bs, seed) for name, a in attacks.items()}
 
 # %% ../nbs/21_evaluate.ipynb #eac83cd6
@@ -47,16 +50,24 @@ def worst_group_acc(ok:Tensor, g:Tensor) -> float:
 
 # %% ../nbs/21_evaluate.ipynb #93552c82
 def suspicious_model(model, x:Tensor, y:Tensor) -> list:
-    "Sentences about outputs and gradients that weaken attacks; looks at the first 64 images x (n,C,H,W), labels y (n,)"
-    x, y, said = floats(x[:64]), y[:64], []
-    if getattr(model, 'training', False): said.append('the model is in train mode: its answers depend on the other images of a batch')
+    "Sentences about outputs and gradients that weaken attacks; looks at the first 64 images x (n,C,H,W), labels y (n,), with the model in eval mode"
+    trains = isinstance(model, torch.nn.Module) and any(m.training for m in model.modules())
+    said = ['the model is in train mode: its answers depend on the other images of a batch'] if trains else []
+    with evaluating(model): return said + _suspicious(model, floats(x[:64]), y[:64])
+
+def _suspicious(model, x, y):
+    said = []
     with torch.no_grad(): z, again = model(x), model(x)
     if z.min() >= 0 and torch.allclose(z.sum(1), torch.ones(len(z), device=z.device), atol=1e-3):
         said.append('the model returns probabilities, not logits: cross-entropy attacks on it are weak')
     if not torch.equal(z, again): said.append('the model answers differently to the same images: attacks see a moving target, and should average over its randomness')
     if not 0 <= x.min() <= x.max() <= 1: said.append('inputs leave [0,1]: the radius does not mean what it says; is the normalisation outside the model?')
-    elif accuracy(z.argmax(1) == y) <= 1.5/z.shape[1]: said.append('clean accuracy is at chance: does the model expect normalised images? The normalisation belongs inside')
+    elif accuracy(z.argmax(1) == y) <= at_chance(z.shape[1], len(x)): said.append('clean accuracy is at chance: does the model expect normalised images? The normalisation belongs inside')
     return said + flat_gradients(model, x, y)
+
+def at_chance(classes:int, n:int) -> float:
+    "Two standard errors above the accuracy of guessing, on n images"
+    return 1/classes + 2*((1 - 1/classes)/classes/n)**.5
 
 def flat_gradients(model, x:Tensor, y:Tensor) -> list:
     "A sentence if the input gradient of many images is exactly zero, or there is none"
@@ -73,13 +84,20 @@ def suspicious_results(ok:dict, slack:float=.02) -> list:
     ladder = [k for k in STRONGER if k in acc]
     for a, b in zip(ladder, ladder[1:]):
         if acc[b] > acc[a] + slack: said.append(f'{b} leaves more images right ({acc[b]:.2f}) than the weaker {a} ({acc[a]:.2f}): gradients are masked')
+        if a != 'fgsm' and acc[b] < acc[a] - 5*slack: said.append(f'{b} breaks many more images than {a} ({acc[b]:.2f} against {acc[a]:.2f}): {a} is too weak here' + ('' if b == 'aa' else ', and there may be more to break'))
     for a in ('pgd20', 'pgd50x10', 'apgd_ce', 'apgd_t'):
         if {a, 'square'} <= acc.keys() and accuracy(ok[a] & ~ok['square']) > slack:
-            said.append(f"square, which needs no gradients, breaks {accuracy(ok[a] & ~ok['square']):.0%} of the images that stand under {a}: gradients are masked")
-    pgd = next((k for k in ('pgd10', 'pgd20', 'pgd50x10') if k in acc), None)
-    if pgd and 'fgsm' in acc and acc['fgsm'] > 2*acc[pgd] + .05: said.append(f"FGSM accuracy {acc['fgsm']:.2f} against {acc[pgd]:.2f} under {pgd}: catastrophic overfitting")
+            said.append(f"square, which needs no gradients, breaks {accuracy(~ok['square'][ok[a]]):.0%} of the images that stand under {a}: gradients are masked")
+    best = min((k for k in STRONGER[1:] if k in acc), key=acc.get, default=None)
+    if best and 'fgsm' in acc and acc['fgsm'] > 2*acc[best] + .05: said.append(f"FGSM accuracy {acc['fgsm']:.2f} against {acc[best]:.2f} under {best}: catastrophic overfitting")
     return said
 
-def warnings(model, x:Tensor, y:Tensor, ok:dict) -> list:
-    "Sentences about why a robust accuracy in `ok` is not to be believed; x (n,C,H,W), y (n,)"
-    return suspicious_model(model, x, y) + suspicious_results(ok)
+def suspicious_parts(by:Tensor, attacks:tuple, slack:float=.02) -> list:
+    "A sentence if Square broke many images that the attacks before it in an ensemble had left; by (n,) which of `attacks` broke an image, -1 none, -2 wrong without attack"
+    k = attacks.index('square') if 'square' in attacks else 0
+    left, fell = ((by == -1) | (by >= k)), by == k
+    return [f'square, which needs no gradients, breaks {accuracy(fell[left]):.0%} of what {", ".join(attacks[:k])} leave: gradients are masked'] if k and accuracy(fell) > slack else []
+
+def warnings(model, x:Tensor, y:Tensor, ok:dict, by:Tensor|None=None, attacks:tuple=()) -> list:
+    "Sentences about why a robust accuracy in `ok` is not to be believed; x (n,C,H,W), y (n,); `by` and `attacks` as an ensemble returns them"
+    return suspicious_model(model, x, y) + suspicious_results(ok) + (suspicious_parts(by, attacks) if by is not None else [])

@@ -57,7 +57,8 @@ def exported() -> dict:
 
 def make(expr:str, **inject):
     "The value of an expression over exported names; `inject` fills arguments that the outermost call accepts and was not given"
-    return _value(parsed(expr), inject)
+    try: return _value(parsed(expr), inject)
+    except ArithmeticError as e: raise BadRequest(f"'{expr}' cannot be computed ({e})") from None
 
 def parsed(expr:str):
     "Syntax tree of an expression"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .attacks import frozen, margin, project, uniform
 from .base import BadRequest
-from .core import Attack, ce
+from .core import Attack, ce, full
 from .data import floats
 
 # %% ../nbs/13_strong.ipynb #b385de54
@@ -26,18 +26,20 @@ def needs(k:int, K:int):
     others = ('apgd_ce', 'apgd_dlr', 'fab_t', 'square') if K == 3 else ('apgd_ce', 'fab_t', 'square')
     if K < k: raise BadRequest(f'the DLR loss asked for needs {k} classes and the model has {K}: attack with {", ".join(others)}, as version={others}')
 
-def _lead(logits, a, b): return (logits.gather(1, a[:, None]) - logits.gather(1, b[:, None]))[:, 0]
+def _lead(logits, a, b):
+    logits = full(logits)
+    return (logits.gather(1, a[:, None]) - logits.gather(1, b[:, None]))[:, 0]
 
 def dlr(logits:Tensor, y:Tensor) -> Tensor:
     "Difference of logits ratio (N,): the margin over z_1st - z_3rd, positive exactly when wrong, in [-1,0] when right (Croce & Hein 2020b, section 4; K >= 3)"
     needs(3, logits.shape[1])
-    top = logits.topk(3, 1).values
+    top = full(logits).topk(3, 1).values
     return margin(logits, y)/(top[:, 0] - top[:, 2] + 1e-12)
 
 def dlr_targeted(logits:Tensor, y:Tensor, target:Tensor) -> Tensor:
     "DLR towards a class (N,): (z_t - z_y)/(z_1st - (z_3rd + z_4th)/2), positive only when wrong (Croce & Hein 2020b, section 4; K >= 4)"
     needs(4, logits.shape[1])
-    top = logits.topk(4, 1).values
+    top = full(logits).topk(4, 1).values
     return _lead(logits, target, y)/(top[:, 0] - (top[:, 2] + top[:, 3])/2 + 1e-12)
 
 # %% ../nbs/13_strong.ipynb #c6e60863
@@ -188,7 +190,7 @@ def toward(k:int, run:Callable) -> Callable:
     "The attempt run(model, x, y, target) at the k-th most likely wrong class of the clean image, k from 0; none where there are not so many classes"
     def attempt(model, x, y):
         with torch.no_grad(): z = model(x).scatter(1, y[:, None], -torch.inf)
-        return run(model, x, y, z.topk(k + 1).indices[:, k]) if k < z.shape[1] - 1 else Found.nothing(x)
+        return run(model, x, y, z.argsort(dim=1, descending=True, stable=True)[:, k]) if k < z.shape[1] - 1 else Found.nothing(x)      # ties in the same order for every k
     return attempt
 
 def apgd_t(
@@ -251,7 +253,7 @@ def fab_t(
     beta:float=.9) -> Attack:     # share of the way kept when stepping back
     "Targeted fast adaptive boundary attack (Croce & Hein 2020a, with the targets of 2020b): a nearest point of the boundary, counted if within eps"
     def run(model, x, y, target): return approach(model, x, y, target, eps, steps, alpha_max, eta, beta)
-    return in_turn([toward(k, run) for k in range(targets)], steps, 2*steps + 1)
+    return in_turn([toward(k, run) for k in range(targets)], steps, 2*steps + 1, fine=True)
 
 # %% ../nbs/13_strong.ipynb #769c340f
 def square_share(k:int, queries:int, p_init:float=.8) -> float:
@@ -278,7 +280,8 @@ def search_squares(model, x:Tensor, y:Tensor, eps:float, queries:int, p_init:flo
         for k in range(1, queries + 1):
             side = min(H, W, max(1, round((square_share(k - 1, queries, p_init)*H*W)**.5)))
             at, new = propose(s.x, s.delta, eps, side) if k > 1 else (..., s.delta)
-            old, s.delta[at] = s.delta[at], new
+            old = s.delta[at]
+            s.delta[at] = new                                            # in place: all else is the network's work
             z = model(s.x + s.delta)
             f = margin(z, s.y).to(x.dtype)
             better = f > s.f

@@ -169,6 +169,9 @@ def test_train_then_eval(overmem):
     assert e.returncode == 0, e.stderr
     acc = json.loads(open(ckpt.replace('.safetensors', '.eval.json')).read())['accuracy']
     assert set(acc) == {'clean', 'fgsm', 'cw'} and acc['fgsm'] <= acc['clean']
+    for says, *wrong in (('no precision', '--precision', 'fp16'), ('no evaluation attack', '--attack', 'autoattack'), ('cannot be computed', '--eps', '1/0'), ('no checkpoint', 'missing.safetensors')):
+        r = overmem('eval', ckpt, *wrong)
+        assert r.returncode == 2 and says in r.stderr and len(r.stderr.strip().splitlines()) == 1, r.stderr
     two = overmem('eval', ckpt, ckpt, '--attack', 'fgsm', '--eps', '.1', '--n', '50', '--csv', overmem.home/'table.csv')
     rows = list(csv.DictReader(open(overmem.home/'table.csv')))
     assert two.returncode == 0 and len(rows) == 2 and float(rows[0]['fgsm']) == round(acc['fgsm'], 5) and rows[0]['seed'] == '0', two.stderr

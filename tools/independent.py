@@ -71,6 +71,7 @@ def work(side, todo, checkpoint, n, eps, seed, numbers, threads):
     x, y = floats(te.x), te.y
     with torch.no_grad(): right = net(x).argmax(1) == y
     x, y = x[right], y[right]
+    if side == 'theirs': __import__('torchattacks')                      # not on the clock
     for name, out in todo.items():
         began = time.perf_counter()
         delta = attack(side, name, net, x, y, eps, seed, numbers)
@@ -85,11 +86,12 @@ def environment(folder: Path) -> Path:
     "The Python of an environment with torchattacks and its pins, which finds everything else in this one; RuntimeError if it cannot be made"
     python = folder/'bin'/'python'
     if not (folder/'ready').exists():
-        venv.create(folder, with_pip=True, clear=True)
+        try: venv.create(folder, with_pip=True, clear=True)
+        except subprocess.CalledProcessError as e: raise RuntimeError(f'no environment with pip can be made: {e}') from None
         here = subprocess.run([python, '-c', 'import site; print(site.getsitepackages()[0])'], capture_output=True, text=True, check=True).stdout.strip()
         (Path(here)/'borrowed.pth').write_text('import site; ' + '; '.join(f'site.addsitedir({p!r})' for p in sys.path if p.endswith('-packages')) + '\n')
         got = subprocess.run([python, '-m', 'pip', 'install', '-q', PIN], capture_output=True, text=True)
-        tried = subprocess.run([python, '-c', 'import torchattacks, overmem'], capture_output=True, text=True, env=_env())
+        tried = subprocess.run([python, '-c', 'import torchattacks'], capture_output=True, text=True, env=_env())
         if got.returncode or tried.returncode: raise RuntimeError(f'{PIN} cannot be installed: {((got.stderr if got.returncode else tried.stderr).strip() or "no reason given").splitlines()[-1]}')
         (folder/'ready').touch()
     return python
@@ -100,7 +102,8 @@ def _env(): return os.environ | dict(PYTHONPATH=str(ROOT), PYTHONWARNINGS='ignor
 
 def found(python: Path, folder: Path, side: str, names, checkpoint: Path, n: int, eps: float, seed: int = 0, numbers: dict = PAPER) -> dict:
     "{name: what it broke, seconds} from one process, or from what an earlier call left in `folder`"
-    files = {k: folder/f'{checkpoint.parent.name}-{n}-{eps:.4f}-{k}-{side}-{seed}-{"-".join(map(str, numbers.values()))}.npz' for k in names}
+    from overmem.runs import code_hash
+    files = {k: folder/f'{checkpoint.parent.name}-{code_hash("strong", "autoattack")[:8] if side != "theirs" else PIN}-{n}-{eps:.4f}-{k}-{side}-{seed}-{"-".join(map(str, numbers.values()))}.npz' for k in names}
     todo = {k: str(f) for k, f in files.items() if not f.exists()}
     call = f'import sys; sys.path.insert(0, {str(ROOT/"tools")!r}); from pathlib import Path; import independent as i; i.work({side!r}, {todo}, Path({str(checkpoint)!r}), {n}, {eps}, {seed}, {numbers}, {torch.get_num_threads()})'
     if todo: subprocess.run([python if side == 'theirs' else sys.executable, '-c', call], env=_env(), check=True)
@@ -127,6 +130,7 @@ def each(python, folder, checkpoint, eps, n, names=EACH, numbers=PAPER) -> pd.Da
 
 def ensemble(python, folder, checkpoint, eps, n, numbers=PAPER) -> pd.DataFrame:
     "The ensemble by torchattacks, by us in float32, and by us searched in bfloat16 where that is fine enough"
+    for old in folder.glob(f'*-{n}-*-ensemble-*'): old.unlink()           # timings are of one session
     r = {side: found(python, folder, side, ['ensemble'], checkpoint, n, eps, 0, numbers)['ensemble'] for side in ('theirs', 'ours', 'ours_bf16')}
     t = r['theirs']
     return pd.DataFrame([dict(side=side, images=n, right=len(v['broken']), eps=eps, robust_acc=(len(v['broken']) - v['broken'].sum())/n, only_here=(v['broken'] & ~t['broken']).sum(),
