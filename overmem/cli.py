@@ -243,10 +243,10 @@ def eval_(checkpoints, attack, eps, n, precision, csv, device):
     from overmem.runs import make
     names = [a.strip() for a in attack.split(',') if a.strip()]
     attacks, radius, device = named_attacks(','.join(a for a in names if a != 'aa'), eps), make(eps), find(device)
+    if not isinstance(radius, (int, float)) or not 0 <= radius <= 1: raise BadRequest(f"--eps {eps}: a radius lies between 0 and 1, in the unit of the pixels, as in 8/255")
     for c in checkpoints:
         if not c.is_file(): raise BadRequest(f'no checkpoint at {c}')
     if csv: writable(csv.parent)
-    if not isinstance(radius, (int, float)) or not 0 <= radius <= 1: raise BadRequest(f"--eps {eps}: a radius lies between 0 and 1, in the unit of the pixels, as in 8/255")
     precision = settled(precision, device.split(':')[0])
     rows = []
     for c in checkpoints:

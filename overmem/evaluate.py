@@ -27,7 +27,7 @@ def _right(model, x, y, attack):
 def evaluate(model, x:Tensor, y:Tensor, attacks:dict, bs:int=500, seed:int=0) -> dict:
     "{'clean': (n,) bool, name: (n,) bool, ...}: an image counts as robust if it is right clean *and* under the attack. Bad images, labels or logits: BadRequest, in one line"
     if attacks: checked(x, y)
-    with evaluating(model): clean = torch.cat([clean_logits(model, floats(xb), yb) for xb, yb in zip(x.split(bs), y.split(bs))])
+    with evaluating(model), seeded(seed): clean = torch.cat([clean_logits(model, floats(xb), yb) for xb, yb in zip(x.split(bs), y.split(bs))])
     ok = dict(clean=clean.argmax(1) == y)
     return ok | {name: ok['clean'] & correct(model, x, y, a, bs, seed) for name, a in attacks.items()}
 

@@ -228,7 +228,9 @@ def prepare(c:Training) -> tuple:
 def measure(c:Training, model, te) -> dict:
     "Clean and robust accuracies in [0,1], and the means of the probes, on the test images; random starts from seed 0"
     x = floats(te.x)
-    with autocast(c.precision, torch.device(c.device).type): ok = evaluate(model, x, te.y, {k: make(e) for k, e in c.attacks.items()})
+    with autocast(c.precision, torch.device(c.device).type):
+        try: ok = evaluate(model, x, te.y, {k: make(e) for k, e in c.attacks.items()})
+        except BadRequest as e: raise RunFailed(f'{e}; if the training has diverged, try a smaller learning rate') from None
     out = {f'{k}_acc': accuracy(v) for k, v in ok.items()}
     parts = list(zip(x.split(500), te.y.split(500)))
     with evaluating(model), seeded(0): out |= {k: torch.cat([make(e)(model, *p) for p in parts]).nanmean().item() for k, e in c.probes.items()}
