@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['project', 'uniform', 'frozen', 'input_grad', 'margin', 'kl_to', 'no_attack', 'fgsm', 'rs_fgsm', 'n_fgsm', 'pgd',
-           'zero', 'near', 'strongest', 'in_eval', 'to_clean']
+           'zero', 'near', 'strongest', 'in_eval', 'crafted_in_eval', 'to_clean']
 
 # %% ../nbs/10_attacks.ipynb #44598094
 from collections.abc import Callable
@@ -125,6 +125,10 @@ def in_eval(attack:Attack) -> Attack:
     def wrapped(model, x, target):
         with evaluating(model): return attack(model, x, target)
     return wrapped
+
+def crafted_in_eval(maker:Callable) -> Callable:
+    "The maker of the same attacks crafted in eval mode, for whoever wants a maker: ramp(crafted_in_eval(fgsm), 16, eps=.3)"
+    return lambda *numbers, **named: in_eval(maker(*numbers, **named))
 
 def to_clean(attack:Attack) -> Attack:
     "The same attack with the model's own logits on the clean images as its target, as TRADES needs: to_clean(pgd(..., loss=kl_to))"

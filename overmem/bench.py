@@ -27,6 +27,7 @@ from .base import BadRequest, RunFailed, nearest, replacing, results_dir, writab
 from .core import fast_bf16, seed_all
 from .data import TensorLoader, crop_flip, import_torchvision
 from .experiment import code_version, device_name
+from .fastat import free_at
 from .groups import GroupDRO
 from .mat import mat
 from .objectives import adv, moved
@@ -37,14 +38,15 @@ from .xrm import XRM, Twins
 
 # %% ../nbs/43_bench.ipynb #9f86d554
 STEPS = dict(natural='adv()', fgsm='adv(fgsm(8/255))', rs_fgsm='adv(rs_fgsm(8/255, 10/255))', n_fgsm='adv(n_fgsm(8/255))',
-    zerograd='adv(zerograd(8/255, q=.35))', multigrad='adv(multigrad(8/255, n=3))', pgd2='adv(pgd(8/255, 4/255, 2))', pgd10='adv(pgd(8/255, 2/255, 10))',
+    zerograd='adv(zerograd(8/255, q=.35))', multigrad='adv(multigrad(8/255, n=3))', pgd2='adv(pgd(8/255, 4/255, 2))', pgd10='adv(pgd(8/255, 2/255, 10))', grad_align='grad_align(8/255, .2)', free_at='free_at',
     trades='trades(in_eval(to_clean(pgd(8/255, 2/255, 10, loss=kl_to, start=near))), 6.)', mart='mart(in_eval(pgd(8/255, 2/255, 10, start=near)), 5.)', gairat='gairat(8/255, 2/255, 10, begin=0)',
     dom_re='dom_re(adv(), 2., 0)', dom_re_rs_fgsm='dom_re(adv(rs_fgsm(8/255, 10/255)), 2., 0)',
     dom_da='dom_da(adv(), 1e9, 0, augmix(per_image=False), 3, .5)', dom_da_masked='dom_da_masked(adv(), 1e9, 0, augmix(), 3, .5)',
     group_dro='GroupDRO', mat='mat', xrm='XRM')
 
-def objective_of(name:str, y:torch.Tensor, K:int=10):
-    "The objective of a step of `STEPS`, for a training set with labels y (n,)"
+def objective_of(name:str, y:torch.Tensor, K:int=10, side:int=32):
+    "The objective of a step of `STEPS`, for a training set with labels y (n,) and images of side x side"
+    if name == 'free_at': return free_at(8/255, shape=(3, side, side)).to(y.device)
     if name == 'group_dro': return GroupDRO(adv(), 4, .01).to(y.device)
     if name == 'mat': return mat(torch.zeros(len(y), K, device=y.device))
     if name == 'xrm': return XRM(y, torch.arange(len(y), device=y.device) % 2 == 0, K)

@@ -231,15 +231,14 @@ def train(method_, param, eps, attack, name, force, device, minutes, **options):
 @click.option('--attack', default='fgsm,pgd20', show_default=True, help='Comma-separated: ' + ', '.join(NAMED) + '; aa: AutoAttack, the standard ensemble of the last four')
 @click.option('--eps', default='8/255', show_default=True)
 @click.option('--n', default=1000, show_default=True, help='Test images, the first n; 0: all')
-@click.option('--precision', default='fp32', show_default=True, help='For aa: fp32; bf16: search in bfloat16, confirm in float32; auto')
 @click.option('--csv', type=click.Path(path_type=Path), help='Also write a table, a row for each checkpoint.')
 @click.option('--device', default='auto', show_default=True)
 @verbose
-def eval_(checkpoints, attack, eps, n, precision, csv, device):
+def eval_(checkpoints, attack, eps, n, csv, device):
     "Clean and robust accuracy of checkpoints, with warnings; numbers and per-image results beside each. A killed AutoAttack goes on where it was."
     import pandas as pd
     from overmem.base import BadRequest, replacing, writable
-    from overmem.core import device as find, settled
+    from overmem.core import device as find
     from overmem.runs import make
     names = [a.strip() for a in attack.split(',') if a.strip()]
     attacks, radius, device = named_attacks(','.join(a for a in names if a != 'aa'), eps), make(eps), find(device)
@@ -247,17 +246,16 @@ def eval_(checkpoints, attack, eps, n, precision, csv, device):
     for c in checkpoints:
         if not c.is_file(): raise BadRequest(f'no checkpoint at {c}')
     if csv: writable(csv.parent)
-    precision = settled(precision, device.split(':')[0])
     rows = []
     for c in checkpoints:
         if len(checkpoints) > 1: click.echo(f'{c}')
-        rows.append(evaluated(c, attacks, 'aa' in names, radius, n, precision, device))
+        rows.append(evaluated(c, attacks, 'aa' in names, radius, n, device))
         if csv:
             with replacing(csv) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False, float_format='%.5g')
     if len(rows) > 1: click.echo(pd.DataFrame(rows).drop(columns=['checkpoint', 'warnings']).to_string(index=False, float_format='%.3f'))
     if csv: click.echo(csv)
 
-def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, precision:str, device:str) -> dict:
+def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, device:str) -> dict:
     "Evaluate one checkpoint and print what comes out; a row of the table. attacks {name: expression}; with `aa` AutoAttack as well"
     import numpy as np
     from overmem.autoattack import autoattack
@@ -268,7 +266,7 @@ def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, precision:str
     stem, per_image = checkpoint.with_suffix(''), {}
     ok = evaluate(model, te.x, te.y, {k: make(e) for k, e in attacks.items()})
     if aa:
-        found = autoattack(model, te.x, te.y, eps, precision=precision, path=Path(f'{stem}.aa-{len(te.y)}-{eps:.5f}-{precision}.npz'), bar=progress)
+        found = autoattack(model, te.x, te.y, eps, path=Path(f'{stem}.aa-{len(te.y)}-{eps:.5f}.npz'), bar=progress)
         ok['aa'], per_image = found.ok.to(te.y.device), dict(aa_by=found.by, aa_step=found.step)
     acc, said = {k: accuracy(v) for k, v in ok.items()}, warnings(model, te.x, te.y, ok, found.by if aa else None, found.attacks if aa else ())
     if config.get('stand_in'): click.echo(f"digits stand in for {config['data']}")
@@ -277,7 +275,7 @@ def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, precision:str
     if aa: click.echo(found.table().to_string(index=False, float_format='%.3f'))
     with replacing(Path(f'{stem}.eval.npz')) as tmp, open(tmp, 'wb') as f: np.savez(f, **{k: v.cpu().numpy() for k, v in (ok | per_image).items()})
     about = dict(data=config['data'], n=len(te.y), eps=eps)
-    write_json(Path(f'{stem}.eval.json'), about | dict(attacks=attacks | ({'aa': f'autoattack, {precision}'} if aa else {}), accuracy=acc, warnings=said) | (dict(aa_by=found.attacks) if aa else {}))       # aa_by in the arrays counts these
+    write_json(Path(f'{stem}.eval.json'), about | dict(attacks=attacks | ({'aa': 'autoattack'} if aa else {}), accuracy=acc, warnings=said) | (dict(aa_by=found.attacks) if aa else {}))       # aa_by in the arrays counts these
     click.echo(f'{stem}.eval.json')
     return dict(name=config['name'], seed=config.get('seed', 0)) | about | acc | dict(warnings='; '.join(said), checkpoint=str(checkpoint))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CIFAR', 'SOURCES', 'READ', 'import_torchvision', 'Source', 'source', 'md5', 'trouble', 'Images', 'read_cifar10',
            'read_cifar100', 'read_svhn', 'read_mnist', 'read_digits', 'load', 'in_shape', 'fetch', 'shrink', 'floats',
-           'TensorLoader', 'crop_flip', 'rotate', 'compose', 'Coloured', 'coloured_mnist', 'Toy', 'make_toy',
+           'TensorLoader', 'Replay', 'crop_flip', 'rotate', 'compose', 'Coloured', 'coloured_mnist', 'Toy', 'make_toy',
            'Regression', 'make_regression']
 
 # %% ../nbs/01_data.ipynb #508346ff
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import BadRequest, data_dir, nearest
-from .core import Batch, seed_all
+from .core import Batch, seed_all, seeded
 
 # %% ../nbs/01_data.ipynb #2dcd596b
 _declared = []                                                           # keeps the declaration alive
@@ -182,7 +182,27 @@ class TensorLoader:
         "The batch at positions i (N,), augmented"
         x = floats(self.x[i])
         return Batch(i, x if self.aug is None else self.aug(x), self.y[i], None if self.g is None else self.g[i])
-    def __iter__(self): yield from map(self.batch, self.order().split(self.bs))
+    def batches(self, order:Tensor) -> list:
+        "The batches of an epoch in this order, each its positions"
+        return list(order.split(self.bs))
+    def __iter__(self): yield from map(self.batch, self.batches(self.order()))
+
+class Replay:
+    "A loader that gives every batch of another `m` times in a row, augmented in the same way each time, as Free-AT needs"
+    def __init__(self, loader:TensorLoader, m:int): self.loader, self.m, self.bs = loader, m, loader.bs
+    @property
+    def eager(self) -> str: return 'its replayed batches are augmented by a seed that depends on them' if self.loader.aug else ''
+    def __len__(self): return self.m*len(self.loader)
+    def order(self) -> Tensor:
+        "Positions (n,) in the order of one epoch"
+        return self.loader.order()
+    def batches(self, order:Tensor) -> list:
+        "The batches of an epoch in this order, each `m` times"
+        return [i for i in self.loader.batches(order) for _ in range(self.m)]
+    def batch(self, i:Tensor) -> Batch:
+        "The batch at positions i (N,); its crops and flips come from a seed made of them, so that a run may be cut off between two replays"
+        if self.loader.aug is None: return self.loader.batch(i)
+        with seeded(int((i[:8].cpu()*torch.arange(1, 1 + len(i[:8]))).sum())): return self.loader.batch(i)
 
 # %% ../nbs/01_data.ipynb #6a55902a
 def crop_flip(pad:int=4, mode:str='reflect', flip:bool=True) -> Callable:

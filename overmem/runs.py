@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAKERS', 'OPERATIONS', 'makes', 'exported', 'make', 'parsed', 'names_in', 'recipes', 'as_objective', 'Training',
            'code_hash', 'run_dir', 'locked', 'run', 'source_of', 'compute', 'prepare', 'measure', 'Means',
-           'epochs_done', 'train', 'train_code', 'resolved', 'check', 'train_run', 'restored', 'run_all', 'collect']
+           'epochs_done', 'train', 'train_code', 'resolved', 'check', 'train_run', 'restored', 'run_all', 'spread',
+           'collect']
 
 # %% ../nbs/38_runs.ipynb #30c731b0
 import ast
@@ -23,7 +24,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ import torch
 
 from .base import BadRequest, RunFailed, nearest, progress, replacing, runs_dir, writable, write_json
 from .core import Attack, Objective, autocast, ce, evaluating, seed_all, seeded, settled
-from .data import TensorLoader, floats, load, shrink, source, trouble
+from .data import Replay, TensorLoader, floats, load, shrink, source, trouble
 from .evaluate import accuracy, evaluate
 from .models import Net
 from .objectives import adv, moved
@@ -40,7 +41,7 @@ from .records import History, Metrics, read_metrics
 from .train import Place, fit, load_checkpoint, load_weights, read_checkpoint, save_checkpoint, sgd
 
 # %% ../nbs/38_runs.ipynb #67120d7b
-MAKERS = ('data', 'models', 'attacks', 'augment', 'strong', 'objectives', 'train', 'zerograd', 'dom', 'xrm', 'mat')      # modules whose names an expression may use
+MAKERS = ('data', 'models', 'attacks', 'augment', 'strong', 'objectives', 'train', 'zerograd', 'fastat', 'dom', 'xrm', 'mat')      # modules whose names an expression may use
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 def makes(f):
@@ -131,6 +132,7 @@ class Training:
     attacks: dict = field(default_factory=dict)      # name -> expression: what is evaluated besides clean accuracy
     probes: dict = field(default_factory=dict)       # name -> expression of (model, x, y) -> (N,): means are recorded
     every: int = 1                # epochs between evaluations
+    best: str = ''                # one of `attacks`, or clean: the epoch with the best such accuracy on the test images is kept as best.safetensors
     history: bool = False         # keep loss and correctness of every training sample in every epoch
     precision: str = 'auto'       # fp32, bf16, or auto: bf16 where the device computes in it
     capture: str = 'auto'         # graph, compiled, off, or auto: record the step where there is a GPU
@@ -266,6 +268,7 @@ def train(config:dict, d:Path, minutes:float=2., bar=None):
     state = getattr(objective, 'state', {}) | {f'{name}.{k}': v for name, r in records.items() for k, v in r.state.items()}
     at = load_checkpoint(last, model, opt, state) if last.exists() else Place()
     metrics, lr, saved, began = Metrics(d/'metrics.jsonl', at.epoch), make(c.lr), [time.time()], [time.time()]
+    top = [max((r.get(f'{c.best}_acc', -1) for r in read_metrics(d/'metrics.jsonl')), default=-1)]
     def save():
         save_checkpoint(last, model, opt, state, at, config=config)
         saved[0] = time.time()
@@ -276,12 +279,17 @@ def train(config:dict, d:Path, minutes:float=2., bar=None):
         row = dict(epoch=epoch + 1, lr=lr(epoch + 1), **records['means'].take(), seconds=round(time.time() - began[0], 3))
         if c.history: records['history'].close(epoch)
         if (epoch + 1) % c.every == 0 or epoch + 1 == c.epochs: row |= measure(c, model, te)
+        if c.best and row.get(f'{c.best}_acc', -1) > top[0]:
+            top[0] = row[f'{c.best}_acc']
+            save_checkpoint(d/'best.safetensors', model, at=Place(epoch + 1), config=config)
         metrics(**row)
         if epoch + 1 == c.epochs: save()
         if bar is not None: bar.set_postfix({k: round(v, 3) for k, v in row.items() if k.endswith(('loss', 'acc'))}); bar.update()
         began[0] = time.time()
     if bar is not None: bar.update(at.epoch)
-    fit(model, TensorLoader(*tr, bs=c.bs, aug=make(c.aug) if c.aug else None), objective, opt, lr, c.epochs, record, [after], c.precision, c.capture, at)
+    loader = TensorLoader(*tr, bs=c.bs, aug=make(c.aug) if c.aug else None)
+    replays = getattr(objective, 'replays', 1)
+    fit(model, Replay(loader, replays) if replays > 1 else loader, objective, opt, lr, c.epochs, record, [after], c.precision, c.capture, at)
 
 def train_code(c:Training) -> str:
     "Fingerprint of the source that this training imports"
@@ -297,6 +305,7 @@ def check(c:Training):
     "Refuse a configuration that can't be run, before anything is written"
     for k, low in dict(epochs=1, bs=1, every=1, shrink=1, n=0, n_test=0).items():
         if getattr(c, k) < low: raise BadRequest(f'{k}={getattr(c, k)}: at least {low}')
+    if c.best not in ('', 'clean', *c.attacks): raise BadRequest(f"best='{c.best}': {nearest(c.best, ['clean', *c.attacks])}")
     s, problem = source(c.data), trouble(c.data)
     if problem and ('damaged' in problem or not c.stand_in): raise BadRequest(problem)
     if min(s.shape[1:]) % c.shrink: raise BadRequest(f'shrink={c.shrink}: does not divide images of {s.shape[1]} x {s.shape[2]}')
@@ -326,8 +335,8 @@ def restored(checkpoint:Path, n:int=0, device:str='cpu') -> tuple:
     load_weights(checkpoint, model)
     return config, model.eval(), te
 
-# %% ../nbs/38_runs.ipynb #800805ce
-def _row(c:Training, force:bool) -> str: return str(train_run(c, force))
+# %% ../nbs/38_runs.ipynb #c716e98a
+def _row(force:bool, c:Training) -> str: return str(train_run(c, force))
 def _start(threads, parent):
     torch.set_num_threads(threads)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
@@ -347,22 +356,24 @@ def run_all(rows, jobs:int=1, force:bool=False) -> list:
         if jobs == 1 or len(todo) <= 1:
             for c in todo: train_run(c, force, bar)
             return dirs
-        _parallel(todo, jobs, force, lambda: bar.update(max(0, sum(len(read_metrics(d/'metrics.jsonl')) for d in dirs) - bar.n)))
+        spread(partial(_row, force), todo, jobs, lambda: bar.update(max(0, sum(len(read_metrics(d/'metrics.jsonl')) for d in dirs) - bar.n)), lambda c: f'{c.name} (seed {c.seed})')
     return dirs
 
-def _parallel(todo, jobs, force, tick):
+def spread(f:Callable, items:list, jobs:int, tick:Callable=lambda: None, told:Callable=str) -> list:
+    "[f(v) for v in items] by `jobs` processes at once, for an f that they can import; `tick` is called every second. If one fails the others are finished first; `told` names it"
     threads = max(1, torch.get_num_threads()//jobs)
-    with ProcessPoolExecutor(min(jobs, len(todo)), multiprocessing.get_context('spawn'), _start, (threads, os.getpid())) as pool:
-        pending = {pool.submit(_row, c, force): c for c in todo}
+    with ProcessPoolExecutor(min(jobs, max(1, len(items))), multiprocessing.get_context('spawn'), _start, (threads, os.getpid())) as pool:
+        pending = {pool.submit(f, v): v for v in items}
         waiting = set(pending)
         try:
             while waiting: waiting = wait(waiting, timeout=1).not_done; tick()
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise
-    failed = [(f.exception(), c) for f, c in pending.items() if f.exception()]
+    failed = [(p.exception(), v) for p, v in pending.items() if p.exception()]
     if failed and isinstance(failed[0][0], BadRequest): raise failed[0][0]
-    if failed: raise RunFailed(f'{len(failed)} of {len(todo)} runs failed; the first, {failed[0][1].name} (seed {failed[0][1].seed}): {failed[0][0]}') from failed[0][0]
+    if failed: raise RunFailed(f'{len(failed)} of {len(items)} runs failed; the first, {told(failed[0][1])}: {failed[0][0]}') from failed[0][0]
+    return [p.result() for p in pending]
 
 def collect(rows, dirs) -> pd.DataFrame:
     "One row per run and epoch: the configuration's columns beside the metrics"

@@ -103,8 +103,7 @@ def in_turn(
     runs:list,                    # functions (model, x, y) -> Found: attempts
     steps:int,                    # gradient steps or queries of one attempt, for counting
     looks:int,                    # times an image goes through the model in one attempt, for the progress bar
-    classes:int=2,                # fewest classes with which it can work
-    fine:bool=False) -> Attack:   # compares losses that bfloat16 cannot tell apart
+    classes:int=2) -> Attack:     # fewest classes with which it can work
     "The attack that makes attempts one after another, each on the images that still stand"
     def trace(model, x, y):
         "x (N,C,H,W) in [0,1], y (N,) -> delta, detached, and step (N,): when it fell, counted over all attempts; 0 if wrong without attack, -1 if it stands"
@@ -119,7 +118,7 @@ def in_turn(
     def attack(model, x, y):
         "x (N,C,H,W) in [0,1], y (N,) -> delta, detached"
         return trace(model, x, y)[0]
-    attack.trace, attack.runs, attack.steps, attack.looks, attack.classes, attack.fine = trace, runs, steps, looks, classes, fine
+    attack.trace, attack.runs, attack.steps, attack.looks, attack.classes = trace, runs, steps, looks, classes
     return attack
 
 # %% ../nbs/13_strong.ipynb #f2313e2f
@@ -253,7 +252,7 @@ def fab_t(
     beta:float=.9) -> Attack:     # share of the way kept when stepping back
     "Targeted fast adaptive boundary attack (Croce & Hein 2020a, with the targets of 2020b): a nearest point of the boundary, counted if within eps"
     def run(model, x, y, target): return approach(model, x, y, target, eps, steps, alpha_max, eta, beta)
-    return in_turn([toward(k, run) for k in range(targets)], steps, 2*steps + 1, fine=True)
+    return in_turn([toward(k, run) for k in range(targets)], steps, 2*steps + 1)
 
 # %% ../nbs/13_strong.ipynb #769c340f
 def square_share(k:int, queries:int, p_init:float=.8) -> float:
@@ -301,7 +300,7 @@ def square(
     def run(model, x, y):
         if x.dim() != 4: raise BadRequest(f'the square attack paints on images (N,C,H,W), not on inputs of shape {tuple(x.shape)}')
         return search_squares(model, x, y, eps, queries, p_init)
-    return in_turn([run], queries, queries, fine=True)
+    return in_turn([run], queries, queries)
 
 # %% ../nbs/13_strong.ipynb #990f725a
 def brute_force(

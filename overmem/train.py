@@ -80,7 +80,7 @@ def _todo(loader, at):
     "The batches of an epoch: positions in the loader's order, or the batches of a plain list"
     if not hasattr(loader, 'order'): return list(loader)
     if at.order is None: at.order = loader.order()
-    return at.order.split(loader.bs)
+    return loader.batches(at.order)
 
 # %% ../nbs/22_train.ipynb #4a33d71e
 def update(model, loader, objective, opt, context, i, t, check=None) -> tuple:
@@ -175,7 +175,8 @@ def side_stream(device):
 def hindrance(model, loader, objective, opt) -> str:
     "Why the steps of this training can't be recorded; '' if they can"
     if not hasattr(loader, 'order'): return 'its loader is a plain list of batches'
-    if getattr(objective, 'eager', ''): return objective.eager
+    for part in (loader, objective):
+        if getattr(part, 'eager', ''): return part.eager
     if not all(g['capturable'] if 'capturable' in g else g.get('fused') for g in opt.param_groups): return 'its optimiser is neither fused nor capturable (see `sgd`)'
     return '' if next(model.parameters()).is_cuda else 'the model is not on a GPU'
 

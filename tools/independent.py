@@ -1,6 +1,6 @@
 """Our attacks beside those of torchattacks 3.5.1, image by image: python tools/independent.py [--n 400] [--nets mnist cifar10] [--ensemble]
 
-Both attack the same images of the same network, in batches of 128, and where they are timed (--ensemble) on the same number of threads, one after the other. What they return is judged by neither:
+Both attack the same images of the same network, in batches of 128, and where they are timed (--ensemble) on the same number of threads, taking turns. What they return is judged by neither:
 a perturbation counts if it obeys the threat model and the network, shown it once more in float32, errs. torchattacks pins old packages and gets an
 environment of its own, which borrows torch from this one. Tables go to data/results/independent.
 """
@@ -52,7 +52,7 @@ def attack(side: str, name: str, net, x, y, eps: float, seed: int, numbers: dict
     from overmem.autoattack import autoattack
     torch.manual_seed(seed)
     batches = list(zip(x.split(BS), y.split(BS)))
-    if name == 'ensemble' and side != 'theirs': return autoattack(net, x, y, eps, {k: ours(k, eps, **numbers) for k in PARTS}, BS, seed, dict(ours='fp32', ours_bf16='bf16')[side], keep=True).delta
+    if name == 'ensemble' and side == 'ours': return autoattack(net, x, y, eps, {k: ours(k, eps, **numbers) for k in PARTS}, BS, seed, keep=True).delta
     if side == 'ours': return torch.cat([ours(name, eps, **numbers)(net, v, k) for v, k in batches])
     if name != 'ensemble': them = theirs(name, net, eps, seed, **numbers)
     else:
@@ -61,8 +61,8 @@ def attack(side: str, name: str, net, x, y, eps: float, seed: int, numbers: dict
     return torch.cat([them(v, k) for v, k in batches]) - x
 
 
-def work(side, todo, checkpoint, n, eps, seed, numbers, threads):
-    "In a process of its own: attacks by one side on the images that are right; what each broke and the seconds it took. todo {name: file}"
+def work(side, todo, checkpoint, n, eps, seed, numbers, threads, part, parts):
+    "In a process of its own: attacks by one side on one of so many parts of the images that are right; what each broke and the seconds it took. todo {name: file}"
     from overmem.attacks import project
     from overmem.data import floats
     from overmem.runs import restored
@@ -70,7 +70,7 @@ def work(side, todo, checkpoint, n, eps, seed, numbers, threads):
     _, net, te = restored(checkpoint, n)
     x, y = floats(te.x), te.y
     with torch.no_grad(): right = net(x).argmax(1) == y
-    x, y = x[right], y[right]
+    x, y = x[right].tensor_split(parts)[part], y[right].tensor_split(parts)[part]
     if side == 'theirs': __import__('torchattacks')                      # not on the clock
     for name, out in todo.items():
         began = time.perf_counter()
@@ -100,12 +100,12 @@ def environment(folder: Path) -> Path:
 def _env(): return os.environ | dict(PYTHONPATH=str(ROOT), PYTHONWARNINGS='ignore')
 
 
-def found(python: Path, folder: Path, side: str, names, checkpoint: Path, n: int, eps: float, seed: int = 0, numbers: dict = PAPER) -> dict:
+def found(python: Path, folder: Path, side: str, names, checkpoint: Path, n: int, eps: float, seed: int = 0, numbers: dict = PAPER, part: int = 0, parts: int = 1) -> dict:
     "{name: what it broke, seconds} from one process, or from what an earlier call left in `folder`"
     from overmem.runs import code_hash
-    files = {k: folder/f'{checkpoint.parent.name}-{code_hash("strong", "autoattack")[:8] if side != "theirs" else PIN}-{n}-{eps:.4f}-{k}-{side}-{seed}-{"-".join(map(str, numbers.values()))}.npz' for k in names}
+    files = {k: folder/f'{checkpoint.parent.name}-{code_hash("strong", "autoattack")[:8] if side != "theirs" else PIN}-{n}-{eps:.4f}-{k}-{side}-{seed}-{part}of{parts}-{"-".join(map(str, numbers.values()))}.npz' for k in names}
     todo = {k: str(f) for k, f in files.items() if not f.exists()}
-    call = f'import sys; sys.path.insert(0, {str(ROOT/"tools")!r}); from pathlib import Path; import independent as i; i.work({side!r}, {todo}, Path({str(checkpoint)!r}), {n}, {eps}, {seed}, {numbers}, {torch.get_num_threads()})'
+    call = f'import sys; sys.path.insert(0, {str(ROOT/"tools")!r}); from pathlib import Path; import independent as i; i.work({side!r}, {todo}, Path({str(checkpoint)!r}), {n}, {eps}, {seed}, {numbers}, {torch.get_num_threads()}, {part}, {parts})'
     if todo: subprocess.run([python if side == 'theirs' else sys.executable, '-c', call], env=_env(), check=True)
     return {k: dict(np.load(f)) for k, f in files.items()}
 
@@ -128,13 +128,17 @@ def each(python, folder, checkpoint, eps, n, names=EACH, numbers=PAPER) -> pd.Da
     return pd.DataFrame([row(k) for k in names])
 
 
-def ensemble(python, folder, checkpoint, eps, n, numbers=PAPER) -> pd.DataFrame:
-    "The ensemble by torchattacks, by us in float32, and by us searched in bfloat16 where that is fine enough"
-    for old in folder.glob(f'*-{n}-*-ensemble-*'): old.unlink()           # timings are of one session
-    r = {side: found(python, folder, side, ['ensemble'], checkpoint, n, eps, 0, numbers)['ensemble'] for side in ('theirs', 'ours', 'ours_bf16')}
-    t = r['theirs']
-    return pd.DataFrame([dict(side=side, images=n, right=len(v['broken']), eps=eps, robust_acc=(len(v['broken']) - v['broken'].sum())/n, only_here=(v['broken'] & ~t['broken']).sum(),
-                              only_theirs=(t['broken'] & ~v['broken']).sum(), seconds=v['seconds'], times_faster=t['seconds']/v['seconds']) for side, v in r.items()])
+def ensemble(python, folder, checkpoint, eps, n, numbers=PAPER, parts=2, rounds=2) -> pd.DataFrame:
+    "The ensemble by both sides on parts of the images, in turns, each part several times: a row for each pair of runs"
+    rows = []
+    for k in range(parts*rounds):
+        part = k % parts
+        for old in folder.glob(f'*-{n}-*-ensemble-*'): old.unlink()       # timings are of one session
+        r = {side: found(python, folder, side, ['ensemble'], checkpoint, n, eps, 0, numbers, part, parts)['ensemble'] for side in (('theirs', 'ours'), ('ours', 'theirs'))[(k + k//parts) % 2]}
+        a, b = r['ours']['broken'], r['theirs']['broken']
+        rows.append(dict(part=part, right=len(a), eps=eps, ours_stand=(~a).sum(), theirs_stand=(~b).sum(), only_ours=(a & ~b).sum(), only_theirs=(b & ~a).sum(),
+                         ours_seconds=r['ours']['seconds'], theirs_seconds=r['theirs']['seconds'], times_faster=r['theirs']['seconds']/r['ours']['seconds']))
+    return pd.DataFrame(rows)
 
 
 def save(table: pd.DataFrame, name: str):
