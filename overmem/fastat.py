@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['misalignment', 'grad_align', 'FreeAT', 'free_at']
 
-# %% ../nbs/32_fastat.ipynb #d0f5c763
-from collections.abc import Callable
-
+# %% ../nbs/32_fastat.ipynb #68c6a42f
 import torch
 from torch import Tensor
 
