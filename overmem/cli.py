@@ -204,6 +204,7 @@ class Lines:
 @click.option('--precision', help='fp32, bf16 or auto  [default: auto, or the recipe\'s]')
 @click.option('--capture', help='graph, compiled, off or auto  [default: auto: record the step where there is a GPU]')
 @click.option('--history', is_flag=True, default=None, help='Keep loss and correctness of every training sample in every epoch.')
+@click.option('--best', help='Attack (or clean) whose best epoch on the test images is kept as best.safetensors.')
 @click.option('--save-every', 'minutes', default=2., show_default=True, help='Minutes between checkpoints.')
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda or cuda:N')
 @click.option('--name', help='First part of the run directory\'s name  [default: METHOD]')

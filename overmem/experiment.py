@@ -180,7 +180,7 @@ class Results:
             fig.savefig(tmp/'figure.png')
             (tmp/'verdict.json').write_text(json.dumps(self.verdicts, indent=1, ensure_ascii=False) + '\n')
             (tmp/'run.json').write_text(json.dumps(self._about(seeds, images, process_seconds), indent=1) + '\n')
-        return pd.DataFrame(self.verdicts)[['id', 'claim', 'quantity', 'value', 'std', 'n', 'paper', 'threshold', 'verdict', 'note']].set_index('id')
+        return pd.DataFrame(self.verdicts, columns=['id', 'claim', 'quantity', 'value', 'std', 'n', 'paper', 'threshold', 'verdict', 'note']).set_index('id')
     def _about(self, seeds, images, process_seconds):
         return dict(experiment=self.name, budget=self.budget, parameters=self.parameters, seeds=list(seeds), stand_in=self.stand_in, code_version=code_version(),
                     libraries={p: version(p) for p in ('torch', 'torchvision', 'numpy')}, python=platform.python_version(), device=device_name(self.device),

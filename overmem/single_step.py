@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'MNIST', 'CIFAR10', 'SETTINGS', 'objective_of', 'training', 'data_name', 'Watched', 'strong_rows',
-           'update_norms']
+           'attack_all', 'update_norms']
 
 # %% ../nbs/39_single_step.ipynb #f163cc5d
 from dataclasses import asdict
@@ -17,12 +17,12 @@ import torch
 
 from .attacks import pgd
 from .autoattack import autoattack
-from .base import runs_dir
+from .base import progress, runs_dir
 from .data import Replay, TensorLoader
 from .evaluate import evaluate
 from .plots import color, curves
 from .records import collapse
-from .runs import Training, collect, compute, make, measure, names_in, prepare, restored, run_all
+from .runs import Training, collect, compute, make, measure, names_in, prepare, restored, run_all, spread
 from .train import fit
 
 # %% ../nbs/39_single_step.ipynb #ade59c84
@@ -31,7 +31,7 @@ WAYS = dict(
     zerograd='zerograd, eps={e}, q={q}', zerograd_zero='zerograd, eps={e}, q={q}, start=zero', multigrad='multigrad, eps={e}, n=3',
     pgd2='pgd, eps={e}, alpha={e}/2, steps=2, start=zero', pgd10='pgd, eps={e}, alpha={e}/4, steps=10', grad_align='grad_align, eps={e}, lam={lam}', free_at='free_at, eps={e}, m={m}, shape={shape}',
     rs_fgsm_short='rs_fgsm, eps={e}, alpha=1.2*{e}', zerograd_random='zerograd_random, eps={e}, q={q}', zerograd_largest='zerograd_largest, eps={e}, q={q}', zerograd_reset='zerograd_reset, eps={e}, q={q}',
-    random_zero='zerograd_random, eps={e}, q={q}, start=zero', largest_zero='zerograd_largest, eps={e}, q={q}, start=zero',
+    fgsm_short='pgd, eps={e}, alpha=.806*{e}, steps=1, start=zero', random_zero='zerograd_random, eps={e}, q={q}, start=zero', largest_zero='zerograd_largest, eps={e}, q={q}, start=zero',
     fgsm_eval='crafted_in_eval(fgsm), eps={e}', zerograd_eval='crafted_in_eval(zerograd), eps={e}, q={q}', multigrad_eval='crafted_in_eval(multigrad), eps={e}, n=3', multigrad_parallel='multigrad_parallel, eps={e}, n=3')
 
 def objective_of(way:str, ramp:float=0, **numbers) -> str:
@@ -126,6 +126,18 @@ def _attacked(config):
     e = make(c.eps)
     ok = evaluate(model, te.x, te.y, dict(pgd50x10=pgd(e, e/4, 50, restarts=10)))
     return {k: v.cpu() for k, v in ok.items()} | dict(aa=autoattack(model, te.x, te.y, e).ok)
+
+def attack_all(todo:list, jobs:int=1) -> list:
+    "[strong_rows(*arguments) for arguments in todo], `jobs` at once, with a bar"
+    parts = [todo[k:k + 4*jobs] for k in range(0, len(todo), 4*jobs)]
+    with progress(len(todo), 'networks attacked') as bar:
+        def done(part):
+            found = [_unpacked(v) for v in part] if jobs == 1 else spread(_unpacked, part, jobs)
+            bar.update(len(part))
+            return found
+        return [f for part in parts for f in done(part)]
+
+def _unpacked(arguments): return strong_rows(*arguments)
 
 def update_norms(c:Training) -> dict:
     "The same run once more, with the l2 norm of every update of the weights: {norm (T,), epoch (T,) in which it was made, pgd10_acc and fgsm_acc (E,)}"
