@@ -392,6 +392,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'overmem.single_step.Watched.last': ('single_step.html#watched.last', 'overmem/single_step.py'),
                                      'overmem.single_step.Watched.numbers': ('single_step.html#watched.numbers', 'overmem/single_step.py'),
                                      'overmem.single_step.Watched.panel': ('single_step.html#watched.panel', 'overmem/single_step.py'),
+                                     'overmem.single_step.Watched.robust': ('single_step.html#watched.robust', 'overmem/single_step.py'),
                                      'overmem.single_step.Watched.seeds': ('single_step.html#watched.seeds', 'overmem/single_step.py'),
                                      'overmem.single_step.Watched.summary': ('single_step.html#watched.summary', 'overmem/single_step.py'),
                                      'overmem.single_step.Watched.survived': ( 'single_step.html#watched.survived',

@@ -44,9 +44,9 @@ STEPS = dict(natural='adv()', fgsm='adv(fgsm(8/255))', rs_fgsm='adv(rs_fgsm(8/25
     dom_da='dom_da(adv(), 1e9, 0, augmix(per_image=False), 3, .5)', dom_da_masked='dom_da_masked(adv(), 1e9, 0, augmix(), 3, .5)',
     group_dro='GroupDRO', mat='mat', xrm='XRM')
 
-def objective_of(name:str, y:torch.Tensor, K:int=10, side:int=32):
+def objective_of(name:str, y:torch.Tensor, K:int=10, side:int=32, bs:int=128):
     "The objective of a step of `STEPS`, for a training set with labels y (n,) and images of side x side"
-    if name == 'free_at': return free_at(8/255, shape=(3, side, side)).to(y.device)
+    if name == 'free_at': return free_at(8/255, bs=bs, shape=(3, side, side)).to(y.device)
     if name == 'group_dro': return GroupDRO(adv(), 4, .01).to(y.device)
     if name == 'mat': return mat(torch.zeros(len(y), K, device=y.device))
     if name == 'xrm': return XRM(y, torch.arange(len(y), device=y.device) % 2 == 0, K)
@@ -72,7 +72,7 @@ class Contender:
         net = network_of(name, model, device, channels_last)
         self.i, self.device, self.stack = torch.arange(bs, device=device), torch.device(device), contextlib.ExitStack()
         self.counts = capture != 'compiled'                              # operations can be counted
-        self.engine = engine(net, TensorLoader(x, y, g, bs=bs, aug=crop_flip(4)), objective_of(name, y), sgd(net), precision, capture, Watch())
+        self.engine = engine(net, TensorLoader(x, y, g, bs=bs, aug=crop_flip(4)), objective_of(name, y, bs=bs), sgd(net), precision, capture, Watch())
         net.train()
     def __enter__(self) -> 'Contender':
         self.step = self.stack.enter_context(self.engine)

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from .attacks import input_grad, project, uniform
+from .base import BadRequest
 from .core import Objective, Step, ce, elapsed
 
 # %% ../nbs/32_fastat.ipynb #afc036f3
 def misalignment(g:Tensor, h:Tensor) -> Tensor:
     "1 - cosine of two gradients (N,...), a mean over the images for which neither vanishes; 0 if there is none"
     g, h = g.flatten(1), h.flatten(1)
-    known = (g.abs().amax(1) > 0) & (h.abs().amax(1) > 0)
-    cos = torch.cosine_similarity(torch.where(known[:, None], g, 1), torch.where(known[:, None], h, 1), eps=1e-30)
+    top = [v.detach().abs().amax(1, keepdim=True) for v in (g, h)]       # tiny gradients are brought to size 1 first: their squares would vanish
+    known = ((top[0] > 0) & (top[1] > 0))[:, 0]
+    g, h = (torch.where(known[:, None], v/t.clamp(min=torch.finfo(v.dtype).tiny), 1) for v, t in zip((g, h), top))
+    cos = torch.cosine_similarity(g, h)
     return torch.where(known, 1 - cos, 0).sum()/known.sum().clamp(min=1)
 
 def grad_align(eps:float, lam:float=.2) -> Objective:
@@ -43,6 +46,7 @@ class FreeAT:
         ramp:float=0):                # epochs over which the radius grows from 0
         self.eps, self.replays, self.ramp, self.state = eps, m, ramp, dict(delta=torch.zeros(bs, *shape))
     def __call__(self, model, b, t) -> Step:
+        if len(b.x) > len(self.state['delta']): raise BadRequest(f"Free-AT was made for batches of {len(self.state['delta'])}, not {len(b.x)}: give it bs={len(b.x)}")
         eps, kept = self.eps*(elapsed(t, self.ramp) if self.ramp else 1), self.state['delta'][:len(b.x)]
         delta = project(kept, b.x, eps).requires_grad_()
         def improve(g): kept.copy_(project(delta.detach() + eps*g.sign(), b.x, eps))

@@ -18,12 +18,13 @@ import torch
 from .attacks import pgd
 from .autoattack import autoattack
 from .base import progress, runs_dir
-from .data import Replay, TensorLoader
+from .core import digest
+from .data import Replay, TensorLoader, source
 from .evaluate import evaluate
 from .plots import color, curves
 from .records import collapse
 from .runs import Training, collect, compute, make, measure, names_in, prepare, restored, run_all, spread
-from .train import fit
+from .train import fit, read_checkpoint
 
 # %% ../nbs/39_single_step.ipynb #ade59c84
 WAYS = dict(
@@ -43,17 +44,18 @@ def objective_of(way:str, ramp:float=0, **numbers) -> str:
     return f'ramp({maker}, {ramp}, {said})' if ramp else f'adv({maker}({said}))'
 
 # %% ../nbs/39_single_step.ipynb #9edbd729
-MNIST = dict(data='mnist', arch='PreActResNet 16-32-64, stride-2 stem', model='preact_resnet(16, (1, 1, 1), stem=2)', eps='.3', k=1, q=.35, lam=.2, m=4, shape=(1, 28, 28), ramp=16, n=5000, n_test=300,
-             pair=('fgsm', 'zerograd_zero'), aug='', wd=0., precision='auto', lr=(.1, 2), epochs=30, every=1)
-CIFAR10 = dict(data='cifar10', arch='PreActResNet-18', model='preact_resnet18()', eps='8/255', k=2, q=.35, lam=.2, m=8, shape=(3, 32, 32), ramp=0, n=0, n_test=1000,
-               pair=('rs_fgsm_2eps', 'zerograd'), aug='crop_flip(4)', wd=5e-4, precision='auto', lr=(.2, 2), epochs=15, every=1)
+MNIST = dict(data='mnist', arch='PreActResNet 16-32-64, stride-2 stem', model='preact_resnet(16, (1, 1, 1), stem=2)', eps='.3', k=1, q=.35, lam=.2, m=4, ramp=16, n=5000, n_test=300,
+             floor=.2, pair=('fgsm', 'zerograd_zero'), aug='', wd=0., precision='auto', lr=(.1, 2), epochs=30, every=1)
+CIFAR10 = dict(data='cifar10', arch='PreActResNet-18', model='preact_resnet18()', eps='8/255', k=2, q=.35, lam=.2, m=8, ramp=0, n=0, n_test=1000,
+               floor=.2, pair=('rs_fgsm_2eps', 'zerograd'), aug='crop_flip(4)', wd=5e-4, precision='auto', lr=(.2, 2), epochs=15, every=1)
 SETTINGS = dict(smoke=dict(MNIST, epochs=2, ramp=1, n=128, n_test=32, seeds=1), laptop=dict(MNIST, seeds=5), gpu=dict(CIFAR10, seeds=3), full=dict(CIFAR10, precision='fp32', epochs=30, seeds=5))
 
 def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **change) -> Training:
-    "One run in the setting `s` (a row of `SETTINGS` as a namespace), some of its numbers changed. Free-AT gets as many forward-backward passes as single-step training, two for an update of the others"
+    "One run in the setting `s` (a row of `SETTINGS` as a namespace), some of its numbers changed. Free-AT gets as many forward-backward passes as single-step training (one an update against two, rounded to whole epochs) and a fifth of the peak learning rate"
     v = vars(s) | change
     epochs, ramp = (max(1, n*2//v['m']) if way == 'free_at' and n else n for n in (v['epochs'], v['ramp']))
-    e, (peak, part), shape = f"({v['eps']})", v['lr'], (1, 8, 8) if stand_in else v['shape']
+    e, (peak, part), shape = f"({v['eps']})", v['lr'], source(v['data']).shape
+    if way == 'free_at': peak = round(peak/5, 6)
     return Training(f'single-{way}', v['data'], objective_of(way, ramp, e=e, q=v['q'], k=v['k'], lam=v['lam'], m=v['m'], shape=shape), v['model'], f'triangle({peak}, {epochs}, {max(1, epochs//part)})', epochs, seed, wd=v['wd'], aug=v['aug'],
                     n=v['n'], n_test=v['n_test'], attacks=dict(fgsm=f'fgsm({e})', pgd10=f'pgd({e}, {e}/4, 10)'), probes=dict(cosine=f'grad_alignment({e})'), every=v['every'], best='pgd10', device=device, precision=v['precision'], stand_in=stand_in)
 
@@ -63,9 +65,9 @@ def data_name(s, stand_in:bool=False) -> str:
 
 # %% ../nbs/39_single_step.ipynb #3484bb13
 class Watched:
-    "Finished runs, seen epoch by epoch. Made of {(label, seed): Training}: trains what is not yet trained"
-    def __init__(self, grid:dict, jobs:int=1, force:bool=False):
-        rows = list(grid.values())
+    "Finished runs, seen epoch by epoch. Made of {(label, seed): Training}: trains what is not yet trained. `floor` is the PGD accuracy from which a network counts as robust"
+    def __init__(self, grid:dict, jobs:int=1, force:bool=False, floor:float=.2):
+        rows, self.floor = list(grid.values()), floor
         self.dirs = dict(zip(grid, run_all(rows, jobs, force)))
         self.rows = {k: collect([c], [self.dirs[k]]) for k, c in grid.items()}
         self.labels = list(dict.fromkeys(label for label, _ in grid))
@@ -86,11 +88,18 @@ class Watched:
     def fallen(self, label) -> tuple:
         "For each seed: the epoch at which the detector fired or None; whether the model is collapsed at the end; whether it was robust once"
         P, F = self(label, 'pgd10_acc'), self(label, 'fgsm_acc')
-        at = [collapse(p, f) for p, f in zip(P, F)]
-        return [None if a is None else int(self.epochs(label)[a]) for a in at], np.array([a is not None for a in at]) & (P[:, -1] < .5*P.max(1)), P.max(1) >= .2
+        at = [collapse(p, f, self.floor) for p, f in zip(P, F)]
+        return [None if a is None else int(self.epochs(label)[a]) for a in at], np.array([a is not None for a in at]) & (P[:, -1] < .5*P.max(1)), P.max(1) >= self.floor
     def survived(self, label) -> np.ndarray:
-        "(S,) share of the epochs before the detector fired; 1 where it never did"
-        return np.array([1. if a is None else a/self.epochs(label)[-1] for a in self.fallen(label)[0]])
+        "(S,) share of the epochs before the fall from which the model did not recover; 1 if there was none, nan if it never was robust"
+        def share(p, epochs):
+            low = np.logical_and.accumulate((p < .5*p.max())[::-1])[::-1]                 # from here to the end below half of the best
+            return epochs[low.argmax()]/epochs[-1] if low.any() else 1.
+        _, end, robust = self.fallen(label)
+        return np.array([np.nan if not r else share(p, self.epochs(label)) if e else 1. for p, e, r in zip(self(label, 'pgd10_acc'), end, robust)])
+    def robust(self, label) -> np.ndarray:
+        "(S,) whether it ends robust"
+        return self.last(label) >= self.floor
     def summary(self, labels=None) -> pd.DataFrame:
         "What happened, a line for each label"
         def line(label):
@@ -114,15 +123,15 @@ class Watched:
         ax.set(title=f"{title or label}\n{end.sum()} of {len(end)} collapsed at the end", xlabel='epoch', ylim=(-.02, 1.02))
         ax.title.set_size(8)
 
-# %% ../nbs/39_single_step.ipynb #a2066a23
-def strong_rows(checkpoint:Path, n:int, eps:str) -> dict:
+# %% ../nbs/39_single_step.ipynb #3d971e01
+def strong_rows(checkpoint:Path, n:int, eps:str, device:str='cpu') -> dict:
     "{clean, pgd50x10, aa: (n,) bool} of the first n test images: still right, also under PGD-50 with ten restarts (step eps/4), also under AutoAttack. `checkpoint` lies in the folder of a run"
     where = Path(checkpoint)
-    return compute(dict(name='strong', checkpoint=f'{where.parent.name}/{where.name}', n=n, eps=eps), _attacked, ('autoattack', 'evaluate', 'runs'))
+    return compute(dict(name='strong', checkpoint=f'{where.parent.name}/{where.name}', weights=digest(read_checkpoint(where)[0]), n=n, eps=eps, device=device), _attacked, ('autoattack', 'evaluate', 'runs'))
 
 def _attacked(config):
     c = SimpleNamespace(**config)
-    _, model, te = restored(runs_dir()/c.checkpoint, c.n)
+    _, model, te = restored(runs_dir()/c.checkpoint, c.n, c.device)
     e = make(c.eps)
     ok = evaluate(model, te.x, te.y, dict(pgd50x10=pgd(e, e/4, 50, restarts=10)))
     return {k: v.cpu() for k, v in ok.items()} | dict(aa=autoattack(model, te.x, te.y, e).ok)
