@@ -149,7 +149,7 @@ def attack_all(todo:list, jobs:int=1) -> list:
 def _unpacked(arguments): return strong_rows(*arguments)
 
 def update_norms(c:Training) -> dict:
-    "The same run once more, with the l2 norm of every update of the weights: {norm (T,), epoch (T,) in which it was made, pgd10_acc and fgsm_acc (E,)}"
+    "The same run once more, with the l2 norm of every update of the weights by a full batch: {norm (T,), epoch (T,) in which it was made, pgd10_acc and fgsm_acc (E,)}"
     return compute(dict(asdict(c), name=f'norms-{c.name}'), _moved, ('runs', *names_in(c.objective)))
 
 def _moved(config):
@@ -159,8 +159,9 @@ def _moved(config):
     was, norms, epochs, seen = [flat()], [], [], []
     def record(epoch, b, s):
         now = flat()
-        norms.append((now - was[0]).norm())
-        epochs.append(epoch + 1)
+        if len(b.y) == c.bs:                                             # the short batch that ends an epoch moves them further
+            norms.append((now - was[0]).norm())
+            epochs.append(epoch + 1)
         was[0] = now
     loader, replays = TensorLoader(*tr, bs=c.bs, aug=make(c.aug) if c.aug else None), getattr(objective, 'replays', 1)
     fit(model, Replay(loader, replays) if replays > 1 else loader, objective, opt, make(c.lr), c.epochs, record, [lambda epoch, model: seen.append(measure(c, model, te))], c.precision, c.capture)
