@@ -55,7 +55,7 @@ def list_():
     have = {(n, b): v for n, b, _, v in all_results()}
     for name, path in experiments().items():
         e = describe(path)
-        click.echo(f"{name:16} {e['shows']}\n{'':16} claims {', '.join(c['id'] for c in e['claims'])}; " + '; '.join(f'{b} {t}' for b, t in e['cost'].items()))
+        click.echo(f"{name:16} {e['shows']}\n{'':16} {'claims ' + ', '.join(c['id'] for c in e['claims']) if e['claims'] else 'no claims'}; " + '; '.join(f'{b} {t}' for b, t in e['cost'].items()))
         for (n, b), v in have.items():
             if n == name and b != 'smoke': click.echo(f"{'':16} {b}: {counts(v)}")
 
