@@ -177,7 +177,7 @@ def run(config:dict, work:Callable, code:str, force:bool=False) -> Path:
     d = writable(run_dir(config, code))
     with locked(d):
         if force: _empty(d)
-        for f in d.glob('.last.safetensors.*'): f.unlink()               # what a kill in the middle of saving left
+        for f in d.glob('.*.safetensors.*'): f.unlink()                  # what a kill in the middle of saving left
         if not (d/'config.json').exists(): write_json(d/'config.json', dict(config, code=code))
         if not (d/'DONE').exists():
             work(config, d)
@@ -268,7 +268,9 @@ def train(config:dict, d:Path, minutes:float=2., bar=None):
     state = getattr(objective, 'state', {}) | {f'{name}.{k}': v for name, r in records.items() for k, v in r.state.items()}
     at = load_checkpoint(last, model, opt, state) if last.exists() else Place()
     metrics, lr, saved, began = Metrics(d/'metrics.jsonl', at.epoch), make(c.lr), [time.time()], [time.time()]
-    top = [max((r.get(f'{c.best}_acc', -1) for r in read_metrics(d/'metrics.jsonl')), default=-1)]
+    scores = [r.get(f'{c.best}_acc', -1) for r in read_metrics(d/'metrics.jsonl')]
+    top, keep = [max(scores, default=-1)], lambda epoch: save_checkpoint(d/'best.safetensors', model, at=Place(epoch), config=config)
+    if c.best and scores and scores[-1] == top[0] and not at.done: keep(at.epoch)          # a kill came between the two files of a best epoch
     def save():
         save_checkpoint(last, model, opt, state, at, config=config)
         saved[0] = time.time()
@@ -279,11 +281,12 @@ def train(config:dict, d:Path, minutes:float=2., bar=None):
         row = dict(epoch=epoch + 1, lr=lr(epoch + 1), **records['means'].take(), seconds=round(time.time() - began[0], 3))
         if c.history: records['history'].close(epoch)
         if (epoch + 1) % c.every == 0 or epoch + 1 == c.epochs: row |= measure(c, model, te)
+        metrics(**row)
         if c.best and row.get(f'{c.best}_acc', -1) > top[0]:
             top[0] = row[f'{c.best}_acc']
-            save_checkpoint(d/'best.safetensors', model, at=Place(epoch + 1), config=config)
-        metrics(**row)
-        if epoch + 1 == c.epochs: save()
+            save()                                                       # first, so that a kill never leaves a best epoch that is still to come
+            keep(epoch + 1)
+        elif epoch + 1 == c.epochs: save()
         if bar is not None: bar.set_postfix({k: round(v, 3) for k, v in row.items() if k.endswith(('loss', 'acc'))}); bar.update()
         began[0] = time.time()
     if bar is not None: bar.update(at.epoch)
