@@ -139,7 +139,7 @@ def _attacked(config):
 def attack_all(todo:list, jobs:int=1) -> list:
     "[strong_rows(*arguments) for arguments in todo], `jobs` at once, with a bar"
     parts = [todo[k:k + 4*jobs] for k in range(0, len(todo), 4*jobs)]
-    with progress(len(todo), 'networks attacked') as bar:
+    with progress(len(todo), 'strong attacks', 'network') as bar:
         def done(part):
             found = [_unpacked(v) for v in part] if jobs == 1 else spread(_unpacked, part, jobs)
             bar.update(len(part))
