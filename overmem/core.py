@@ -71,7 +71,8 @@ class Clock(float):
         return self
 
 def elapsed(t:float, epochs:float) -> float|Tensor:
-    "Share of the first `epochs` that has passed, at most 1: a float, or with a `Clock` a scalar tensor"
+    "Share of the first `epochs` that has passed, at most 1 (of none all): a float, or with a `Clock` a scalar tensor"
+    if not epochs: return 1.
     return (t.now/epochs).clamp(max=1) if isinstance(t, Clock) else min(1., t/epochs)
 
 # %% ../nbs/00_core.ipynb #a26f36b7

@@ -47,10 +47,11 @@ class FreeAT:
         self.eps, self.replays, self.ramp, self.state = eps, m, ramp, dict(delta=torch.zeros(bs, *shape))
     def __call__(self, model, b, t) -> Step:
         if len(b.x) > len(self.state['delta']): raise BadRequest(f"Free-AT was made for batches of {len(self.state['delta'])}, not {len(b.x)}: give it bs={len(b.x)}")
-        eps, kept = self.eps*(elapsed(t, self.ramp) if self.ramp else 1), self.state['delta'][:len(b.x)]
+        eps, kept = self.eps*elapsed(t, self.ramp), self.state['delta'][:len(b.x)]
         delta = project(kept, b.x, eps).requires_grad_()
-        def improve(g): kept.copy_(project(delta.detach() + eps*g.sign(), b.x, eps))
-        delta.register_hook(lambda g: improve(g) and None)
+        def improve(g):
+            kept.copy_(project(delta.detach() + eps*g.sign(), b.x, eps))     # returns nothing: the gradient stays what it is
+        delta.register_hook(improve)
         logits = model(b.x + delta)
         return Step(ce(logits, b.y), logits, (b.x + delta).detach())
     def to(self, device) -> 'FreeAT':

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'OPERATIONS', 'makes', 'exported', 'make', 'parsed', 'names_in', 'recipes', 'as_objective', 'Training',
-           'code_hash', 'run_dir', 'locked', 'run', 'source_of', 'compute', 'prepare', 'measure', 'Means',
+           'code_hash', 'run_dir', 'locked', 'run', 'source_of', 'compute', 'prepare', 'loader_of', 'measure', 'Means',
            'epochs_done', 'train', 'train_code', 'resolved', 'check', 'train_run', 'restored', 'run_all', 'spread',
            'collect']
 
@@ -33,7 +33,7 @@ import torch
 
 from .base import BadRequest, RunFailed, nearest, progress, replacing, runs_dir, writable, write_json
 from .core import Attack, Objective, autocast, ce, evaluating, seed_all, seeded, settled
-from .data import Replay, TensorLoader, floats, load, shrink, source, trouble
+from .data import Images, Replay, TensorLoader, floats, load, shrink, source, trouble
 from .evaluate import accuracy, evaluate
 from .models import Net
 from .objectives import adv, moved
@@ -227,6 +227,11 @@ def prepare(c:Training) -> tuple:
     model = make(c.model, K=s.K, ch=s.shape[0], mean=s.mean, std=s.std).to(c.device, memory_format=torch.channels_last)
     return tr, te, model, sgd(model, c.momentum, c.wd), moved(as_objective(c.objective), c.device)
 
+def loader_of(c:Training, tr:Images, objective:Objective) -> TensorLoader|Replay:
+    "The batches of a configuration; an objective that asks for `replays` gets each of them so many times"
+    loader, m = TensorLoader(*tr, bs=c.bs, aug=make(c.aug) if c.aug else None), getattr(objective, 'replays', 1)
+    return Replay(loader, m) if m > 1 else loader
+
 def measure(c:Training, model, te) -> dict:
     "Clean and robust accuracies in [0,1], and the means of the probes, on the test images; random starts from seed 0"
     x = floats(te.x)
@@ -290,9 +295,7 @@ def train(config:dict, d:Path, minutes:float=2., bar=None):
         if bar is not None: bar.set_postfix({k: round(v, 3) for k, v in row.items() if k.endswith(('loss', 'acc'))}); bar.update()
         began[0] = time.time()
     if bar is not None: bar.update(at.epoch)
-    loader = TensorLoader(*tr, bs=c.bs, aug=make(c.aug) if c.aug else None)
-    replays = getattr(objective, 'replays', 1)
-    fit(model, Replay(loader, replays) if replays > 1 else loader, objective, opt, lr, c.epochs, record, [after], c.precision, c.capture, at)
+    fit(model, loader_of(c, tr, objective), objective, opt, lr, c.epochs, record, [after], c.precision, c.capture, at)
 
 def train_code(c:Training) -> str:
     "Fingerprint of the source that this training imports"
@@ -363,7 +366,8 @@ def run_all(rows, jobs:int=1, force:bool=False) -> list:
     return dirs
 
 def spread(f:Callable, items:list, jobs:int, tick:Callable=lambda: None, told:Callable=str) -> list:
-    "[f(v) for v in items] by `jobs` processes at once, for an f that they can import; `tick` is called every second. If one fails the others are finished first; `told` names it"
+    "[f(v) for v in items] by `jobs` processes at once, for an f that they can import; `tick` is called every second. One job is this process. If one fails the others are finished first; `told` names it"
+    if jobs == 1: return [f(v) for v in items]
     threads = max(1, torch.get_num_threads()//jobs)
     with ProcessPoolExecutor(min(jobs, max(1, len(items))), multiprocessing.get_context('spawn'), _start, (threads, os.getpid())) as pool:
         pending = {pool.submit(f, v): v for v in items}

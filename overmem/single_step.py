@@ -19,11 +19,11 @@ from .attacks import pgd
 from .autoattack import autoattack
 from .base import progress, runs_dir
 from .core import digest
-from .data import Replay, TensorLoader, source
+from .data import source
 from .evaluate import evaluate
 from .plots import color, curves
 from .records import collapse
-from .runs import Training, collect, compute, make, measure, names_in, prepare, restored, run_all, spread
+from .runs import Training, collect, compute, loader_of, make, measure, names_in, prepare, restored, run_all, spread
 from .train import fit, read_checkpoint
 
 # %% ../nbs/39_single_step.ipynb #ade59c84
@@ -32,16 +32,15 @@ WAYS = dict(
     zerograd='zerograd, eps={e}, q={q}', zerograd_zero='zerograd, eps={e}, q={q}, start=zero', multigrad='multigrad, eps={e}, n=3',
     pgd2='pgd, eps={e}, alpha={e}/2, steps=2, start=zero', pgd10='pgd, eps={e}, alpha={e}/4, steps=10', grad_align='grad_align, eps={e}, lam={lam}', free_at='free_at, eps={e}, m={m}, shape={shape}',
     rs_fgsm_short='rs_fgsm, eps={e}, alpha=1.2*{e}', zerograd_random='zerograd_random, eps={e}, q={q}', zerograd_largest='zerograd_largest, eps={e}, q={q}', zerograd_reset='zerograd_reset, eps={e}, q={q}',
-    fgsm_short='pgd, eps={e}, alpha=.806*{e}, steps=1, start=zero', random_zero='zerograd_random, eps={e}, q={q}, start=zero', largest_zero='zerograd_largest, eps={e}, q={q}, start=zero',
-    fgsm_eval='crafted_in_eval(fgsm), eps={e}', zerograd_eval='crafted_in_eval(zerograd), eps={e}, q={q}', multigrad_eval='crafted_in_eval(multigrad), eps={e}, n=3', multigrad_parallel='multigrad_parallel, eps={e}, n=3')
+    fgsm_short='pgd, eps={e}, alpha=.806*{e}, steps=1, start=zero', random_zero='zerograd_random, eps={e}, q={q}, start=zero',
+    fgsm_eval='crafted_in_eval(fgsm), eps={e}', zerograd_eval='crafted_in_eval(zerograd), eps={e}, q={q}', multigrad_parallel='multigrad_parallel, eps={e}, n=3')
 
 def objective_of(way:str, ramp:float=0, **numbers) -> str:
     "The expression of a way to train; `numbers` fill its braces, `ramp` is the number of epochs over which the radius grows"
     maker, _, said = WAYS[way].format(**numbers).partition(', ')
-    if way == 'free_at': return f'free_at({said}, ramp={ramp})' if ramp else f'free_at({said})'
-    if way == 'grad_align': return f'growing({maker}, {ramp}, {said})' if ramp else f'{maker}({said})'
-    if maker.startswith('crafted_in_eval('): return f'ramp({maker}, {ramp}, {said})' if ramp else f'adv(in_eval({maker[16:-1]}({said})))'
-    return f'ramp({maker}, {ramp}, {said})' if ramp else f'adv({maker}({said}))'
+    if way == 'free_at': return f'free_at({said}, ramp={ramp})'
+    if way == 'grad_align': return f'growing({maker}, {ramp}, {said})'
+    return f'ramp({maker}, {ramp}, {said})' if ramp or '(' in maker else f'adv({maker}({said}))'             # the maker of a maker goes only into `ramp`
 
 # %% ../nbs/39_single_step.ipynb #9edbd729
 MNIST = dict(data='mnist', arch='PreActResNet 16-32-64, stride-2 stem', model='preact_resnet(16, (1, 1, 1), stem=2)', eps='.3', k=1, q=.35, lam=.2, m=4, ramp=16, n=5000, n_test=300,
@@ -59,9 +58,9 @@ def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **chan
     return Training(f'single-{way}', v['data'], objective_of(way, ramp, e=e, q=v['q'], k=v['k'], lam=v['lam'], m=v['m'], shape=shape), v['model'], f'triangle({peak}, {epochs}, {max(1, epochs//part)})', epochs, seed, wd=v['wd'], aug=v['aug'],
                     n=v['n'], n_test=v['n_test'], attacks=dict(fgsm=f'fgsm({e})', pgd10=f'pgd({e}, {e}/4, 10)'), probes=dict(cosine=f'grad_alignment({e})'), every=v['every'], best='pgd10', device=device, precision=v['precision'], stand_in=stand_in)
 
-def data_name(s, stand_in:bool=False) -> str:
-    "The data of a setting as a table names them"
-    return 'digits' if stand_in else dict(mnist='MNIST', cifar10='CIFAR-10', cifar100='CIFAR-100', svhn='SVHN')[s.data]
+def data_name(data:str, stand_in:bool=False) -> str:
+    "A data set as a table names it"
+    return 'digits' if stand_in else dict(mnist='MNIST', cifar10='CIFAR-10', cifar100='CIFAR-100', svhn='SVHN')[data]
 
 # %% ../nbs/39_single_step.ipynb #3484bb13
 class Watched:
@@ -138,13 +137,12 @@ def _attacked(config):
 
 def attack_all(todo:list, jobs:int=1) -> list:
     "[strong_rows(*arguments) for arguments in todo], `jobs` at once, with a bar"
-    parts = [todo[k:k + 4*jobs] for k in range(0, len(todo), 4*jobs)]
+    found = []
     with progress(len(todo), 'strong attacks', 'network') as bar:
-        def done(part):
-            found = [_unpacked(v) for v in part] if jobs == 1 else spread(_unpacked, part, jobs)
-            bar.update(len(part))
-            return found
-        return [f for part in parts for f in done(part)]
+        while len(found) < len(todo):
+            found += spread(_unpacked, todo[len(found):len(found) + 4*jobs], jobs)
+            bar.update(len(found) - bar.n)
+    return found
 
 def _unpacked(arguments): return strong_rows(*arguments)
 
@@ -163,6 +161,5 @@ def _moved(config):
             norms.append((now - was[0]).norm())
             epochs.append(epoch + 1)
         was[0] = now
-    loader, replays = TensorLoader(*tr, bs=c.bs, aug=make(c.aug) if c.aug else None), getattr(objective, 'replays', 1)
-    fit(model, Replay(loader, replays) if replays > 1 else loader, objective, opt, make(c.lr), c.epochs, record, [lambda epoch, model: seen.append(measure(c, model, te))], c.precision, c.capture)
+    fit(model, loader_of(c, tr, objective), objective, opt, make(c.lr), c.epochs, record, [lambda epoch, model: seen.append(measure(c, model, te))], c.precision, c.capture)
     return dict(norm=torch.stack(norms).cpu(), epoch=np.array(epochs), **{k: np.array([r[k] for r in seen]) for k in ('pgd10_acc', 'fgsm_acc')})

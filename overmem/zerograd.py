@@ -61,16 +61,16 @@ def drop_random(g:Tensor, q:float) -> Tensor:
 
 def zerograd_largest(eps:float, alpha:float|None=None, q:float=.35, start:Callable=uniform) -> Attack:
     "Control of ZeroGrad: the largest elements get no step (zerograd.md section 7, C5)"
-    def attack(model, x, target):
-        "x (N,C,H,W) in [0,1] -> delta, detached"
-        return _step(model, x, target, start(x, eps), eps, alpha, partial(drop_large, q=q))[0]
-    return attack
+    return _otherwise(partial(drop_large, q=q), eps, alpha, start)
 
 def zerograd_random(eps:float, alpha:float|None=None, q:float=.35, start:Callable=uniform) -> Attack:
     "Control of ZeroGrad: a random share of the elements gets no step (zerograd.md section 7, C4)"
+    return _otherwise(partial(drop_random, q=q), eps, alpha, start)
+
+def _otherwise(drop, eps, alpha, start):
     def attack(model, x, target):
-        "x (N,C,H,W) in [0,1] -> delta, detached"
-        return _step(model, x, target, start(x, eps), eps, alpha, partial(drop_random, q=q))[0]
+        "x (N,C,H,W) in [0,1] -> delta, detached; elements without a step keep their start"
+        return _step(model, x, target, start(x, eps), eps, alpha, drop)[0]
     return attack
 
 def zerograd_reset(eps:float, alpha:float|None=None, q:float=.35) -> Attack:
