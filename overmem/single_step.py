@@ -43,7 +43,7 @@ def objective_of(way:str, ramp:float=0, **numbers) -> str:
     return f'ramp({maker}, {ramp}, {said})' if ramp or '(' in maker else f'adv({maker}({said}))'             # the maker of a maker goes only into `ramp`
 
 # %% ../nbs/39_single_step.ipynb #9edbd729
-MNIST = dict(data='mnist', arch='PreActResNet 16-32-64, stride-2 stem', model='preact_resnet(16, (1, 1, 1), stem=2)', eps='.3', k=1, q=.35, lam=.2, m=4, ramp=16, n=5000, n_test=300,
+MNIST = dict(data='mnist', arch='PreActResNet 16-32-64, stride-2 stem', model='preact_resnet(16, (1, 1, 1), stem=2)', eps='.3', k=1, q=.35, lam=1., m=4, ramp=16, n=5000, n_test=300,
              floor=.2, pair=('fgsm', 'zerograd_zero'), aug='', wd=0., precision='auto', lr=(.1, 2), epochs=30, every=1)
 CIFAR10 = dict(data='cifar10', arch='PreActResNet-18', model='preact_resnet18()', eps='8/255', k=2, q=.35, lam=.2, m=8, ramp=0, n=0, n_test=1000,
                floor=.2, pair=('rs_fgsm_2eps', 'zerograd'), aug='crop_flip(4)', wd=5e-4, precision='auto', lr=(.2, 2), epochs=15, every=1)
