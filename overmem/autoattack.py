@@ -6,12 +6,14 @@
 __all__ = ['MAKERS', 'VERSIONS', 'suite', 'Result', 'Ledger', 'layout', 'Looks', 'Affine', 'folded', 'Attempt', 'attempts',
            'confirmed', 'search', 'autoattack', 'described']
 
-# %% ../nbs/14_autoattack.ipynb #da93ca22
+# %% ../nbs/14_autoattack.ipynb #604da32b
 import hashlib
 import inspect
 import json
+import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,9 +26,11 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from .attacks import project
-from .base import BadRequest, nearest, replacing
+from .base import BadRequest, RunFailed, nearest, replacing
 from .core import digest, evaluating, seeded
 from .data import floats
+from .models import Normalize
+from .parallel import spread
 from .strong import Found, apgd, apgd_t, checked, clean_logits, dlr, fab_t, needs, square
 
 # %% ../nbs/14_autoattack.ipynb #a4d44f1b
@@ -116,13 +120,15 @@ class Looks:
         more = max(0, min(n, self.total) - self.n)
         self.n += more
         if self.bar: self.bar.update(more)
-    def settle(self, book:Ledger, bs:int, name:str):
-        "Bring the bar to where the ledger is: standing images have passed the attempts before this one, those of the batches done this one too"
+    def spent(self, book:Ledger, bs:int) -> int:
+        "Looks to where a ledger is: standing images have passed the attempts before this one, those of the batches done this one too; of the others no more are needed"
         (j, b), stands = book.at, book.run == -1
         still, passed = stands.sum().item(), stands[book.entering(j)[:b*bs]].sum().item()
-        spent = (len(stands) - still)*sum(self.costs) + still*sum(self.costs[:j]) + passed*sum(self.costs[j:j + 1])
-        self.reach(spent)
-        if self.bar: self.bar.set_postfix(dict(attack=name, robust=f'{stands.float().mean():.1%}'))
+        return (len(stands) - still)*sum(self.costs) + still*sum(self.costs[:j]) + passed*sum(self.costs[j:j + 1])
+    def settle(self, books:list, bs:int, name:str):
+        "Bring the bar to where the ledgers of all parts are"
+        self.reach(sum(self.spent(b, bs) for b in books))
+        if self.bar: self.bar.set_postfix(dict(attack=name, robust=f'{torch.cat([b.run == -1 for b in books]).float().mean():.1%}'))
 
 @contextmanager
 def _counting(model, looks):
@@ -131,25 +137,32 @@ def _counting(model, looks):
     finally:
         if hook: hook.remove()
 
-# %% ../nbs/14_autoattack.ipynb #bc6c0ecd
+# %% ../nbs/14_autoattack.ipynb #24b9512f
 class Affine(nn.Module):
-    "What batch normalisation is in evaluation mode: x*weight + bias, per channel of (N,C,H,W)"
-    def __init__(self, bn:nn.BatchNorm2d):
+    "(x - mean)*scale + shift, per channel of (N,C,H,W), in one operation: what batch normalisation is in evaluation mode"
+    def __init__(self, mean:Tensor, scale:Tensor, shift:Tensor|float=0.):
         super().__init__()
-        scale = (bn.running_var + bn.eps).rsqrt()*(1 if bn.weight is None else bn.weight.detach())
-        self.register_buffer('weight', scale[:, None, None])
-        self.register_buffer('bias', ((0 if bn.bias is None else bn.bias.detach()) - bn.running_mean*scale)[:, None, None])
+        self.register_buffer('weight', scale.flatten()[:, None, None])
+        self.register_buffer('bias', (shift - mean*scale).flatten()[:, None, None])
     def forward(self, x): return torch.addcmul(self.bias, x, self.weight)
+
+def _affine(m):
+    "The `Affine` that a module amounts to in evaluation mode; None if it does not"
+    if type(m) is Normalize: return Affine(m.mean, 1/m.std)
+    if type(m) is nn.BatchNorm2d and m.track_running_stats: return Affine(m.running_mean, (m.running_var + m.eps).rsqrt()*(1 if m.weight is None else m.weight), 0. if m.bias is None else m.bias)
+
+def _replaced(model, kind):
+    for k, m in [*model.named_modules()]:
+        if type(m) is kind and (a := _affine(m)): model.set_submodule(k, a)
+    return model
 
 @torch.no_grad()
 def folded(model, x:Tensor) -> nn.Module:
-    "A cheaper copy for attacks on a model in evaluation mode: batch norms folded into the convolutions before them, the others made `Affine`. The model itself where that changes the logits of x beyond rounding"
-    norms = lambda m: [k for k, v in m.named_modules() if type(v) is nn.BatchNorm2d and v.track_running_stats]
-    if not isinstance(model, nn.Module) or not norms(model): return model
+    "A cheaper copy for attacks on a model in evaluation mode: batch norms folded into the convolutions before them, the others and `Normalize` made `Affine`. The model itself where that changes the logits of x beyond rounding"
+    if not isinstance(model, nn.Module) or not any(map(_affine, model.modules())): return model
     with seeded(0):
         try:
-            twin = fuse(model)
-            for k in norms(twin): twin.set_submodule(k, Affine(twin.get_submodule(k)))
+            twin = _replaced(fuse(_replaced(deepcopy(model), Normalize)), nn.BatchNorm2d)
             a, b = model(x), twin(x)
         except Exception: return model                                   # torch.fx gives up in many ways, none of them an error of ours
     return twin if (a - b).abs().max() <= 1e-4*a.abs().max() else model
@@ -196,10 +209,12 @@ def autoattack(
     seed:int=0,                   # random starts; with the same seed and `bs` the same result
     path=None,                    # file that keeps the state after every batch, and from which a later call goes on
     bar:Callable|None=None,       # makes a progress bar, bar(total, description, unit): overmem.base.progress
-    keep:bool=False               # keep the perturbations
+    keep:bool=False,              # keep the perturbations
+    jobs:int=1                    # processes at once, each on a part of the images; with as many the same result
     ) -> Result:
     "AutoAttack (Croce & Hein 2020b): all attempts of all attacks in turn, each on the images that still stand. Mode and random state are left as they were"
     checked(x, y, eps)
+    if jobs > 1: return _in_parts(model, x, y, eps, version, bs, seed, path, bar, keep, jobs)
     if path and not isinstance(model, torch.nn.Module): raise BadRequest('a state can be kept only for a torch.nn.Module, whose weights tell it from others: give no path')
     attacks = suite(version, eps)
     plan = attempts(attacks if eps else {})
@@ -209,14 +224,37 @@ def autoattack(
         else:
             with seeded(seed): book = Ledger.begin(model, x, y, bs, keep, max(getattr(a, 'classes', 2) for a in attacks.values()) if eps else 2)
         twin, looks = folded(model, floats(x[:bs])), Looks(shown, [p.looks for p in plan], len(x))
-        looks.settle(book, bs, 'none')
+        looks.settle([book], bs, 'none')
         for j, b, i in _batches(book, plan, bs):
             with _counting(twin, looks): k, step, delta = _once(model, twin, x, y, eps, plan[j], i, seed)
             book.enter(i[k], step, delta, j, b)
             if path: book.save(path, about)
-            looks.settle(book, bs, plan[j].name)
+            looks.settle([book], bs, plan[j].name)
     by = torch.tensor([*(p.a for p in plan), -2, -1], dtype=torch.int8)[book.run.long()]      # -1 and -2 count from the end
     return Result(by, book.step, tuple(attacks), book.delta if keep else None)
+
+def _in_parts(model, x, y, eps, version, bs, seed, path, bar, keep, jobs):
+    "`autoattack` in several processes: each gets every jobs-th image and a ledger of its own, from which the bar is fed"
+    plan = attempts(suite(version, eps) if eps else {})
+    if not isinstance(model, nn.Module) or isinstance(version, dict) or x.is_cuda: raise BadRequest('several jobs need a torch.nn.Module on a CPU and attacks given by name: take jobs=1')
+    with tempfile.TemporaryDirectory() as d, (bar(len(x)*sum(p.looks for p in plan), 'autoattack', 'look') if bar else nullcontext()) as shown:
+        at, looks = Path(path or Path(d)/'aa.npz'), Looks(shown, [p.looks for p in plan], len(x))
+        parts = [(x[k::jobs], y[k::jobs], at.with_name(f'{at.stem}-{k + 1}of{jobs}{at.suffix}')) for k in range(min(jobs, len(x)))]
+        def tick():
+            books = [Ledger.load(p, {}) for *_, p in parts if p.exists()]
+            if books: looks.settle(books, bs, plan[max(b.at[0] for b in books)].name)
+        try: found = spread(partial(_part, model, eps, version, bs, seed, keep), parts, jobs, tick, lambda part: part[2].name)
+        except RunFailed as e: raise RunFailed(f'{e} (a model whose class other processes cannot import needs jobs=1)') from None
+    return Result(*(_interleaved([getattr(r, k) for r in found], jobs) for k in ('by', 'step')), found[0].attacks, _interleaved([r.delta for r in found], jobs) if keep else None)
+
+def _interleaved(parts, jobs):
+    whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
+    for k, part in enumerate(parts): whole[k::jobs] = part
+    return whole
+
+def _part(model, eps, version, bs, seed, keep, part):
+    x, y, path = part
+    return autoattack(model, x, y, eps, version, bs, seed, path, keep=keep)
 
 def _about(model, x, y, attacks, **numbers):
     "What makes an evaluation this one"

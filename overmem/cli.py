@@ -234,8 +234,9 @@ def train(method_, param, eps, attack, name, force, device, minutes, **options):
 @click.option('--n', default=1000, show_default=True, help='Test images, the first n; 0: all')
 @click.option('--csv', type=click.Path(path_type=Path), help='Also write a table, a row for each checkpoint.')
 @click.option('--device', default='auto', show_default=True)
+@click.option('--jobs', default=1, show_default=True, type=click.IntRange(1), help='Processes at once, for AutoAttack on a CPU.')
 @verbose
-def eval_(checkpoints, attack, eps, n, csv, device):
+def eval_(checkpoints, attack, eps, n, csv, device, jobs):
     "Clean and robust accuracy of checkpoints, with warnings; numbers and per-image results beside each. A killed AutoAttack goes on where it was."
     import pandas as pd
     from overmem.base import BadRequest, replacing, writable
@@ -250,13 +251,13 @@ def eval_(checkpoints, attack, eps, n, csv, device):
     rows = []
     for c in checkpoints:
         if len(checkpoints) > 1: click.echo(f'{c}')
-        rows.append(evaluated(c, attacks, 'aa' in names, radius, n, device))
+        rows.append(evaluated(c, attacks, 'aa' in names, radius, n, device, jobs))
         if csv:
             with replacing(csv) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False, float_format='%.5g')
     if len(rows) > 1: click.echo(pd.DataFrame(rows).drop(columns=['checkpoint', 'warnings']).to_string(index=False, float_format='%.3f'))
     if csv: click.echo(csv)
 
-def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, device:str) -> dict:
+def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, device:str, jobs:int=1) -> dict:
     "Evaluate one checkpoint and print what comes out; a row of the table. attacks {name: expression}; with `aa` AutoAttack as well"
     import numpy as np
     from overmem.autoattack import autoattack
@@ -267,7 +268,7 @@ def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, device:str) -
     stem, per_image = checkpoint.with_suffix(''), {}
     ok = evaluate(model, te.x, te.y, {k: make(e) for k, e in attacks.items()})
     if aa:
-        found = autoattack(model, te.x, te.y, eps, path=Path(f'{stem}.aa-{len(te.y)}-{eps:.5f}.npz'), bar=progress)
+        found = autoattack(model, te.x, te.y, eps, path=Path(f'{stem}.aa-{len(te.y)}-{eps:.5f}.npz'), bar=progress, jobs=jobs)
         ok['aa'], per_image = found.ok.to(te.y.device), dict(aa_by=found.by, aa_step=found.step)
     acc, said = {k: accuracy(v) for k, v in ok.items()}, warnings(model, te.x, te.y, ok, found.by if aa else None, found.attacks if aa else ())
     if config.get('stand_in'): click.echo(f"digits stand in for {config['data']}")

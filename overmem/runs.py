@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['MAKERS', 'OPERATIONS', 'makes', 'exported', 'make', 'parsed', 'names_in', 'recipes', 'as_objective', 'Training',
            'code_hash', 'run_dir', 'locked', 'run', 'source_of', 'compute', 'prepare', 'loader_of', 'measure', 'Means',
-           'epochs_done', 'train', 'train_code', 'resolved', 'check', 'train_run', 'restored', 'run_all', 'spread',
-           'collect']
+           'epochs_done', 'train', 'train_code', 'resolved', 'check', 'train_run', 'restored', 'run_all', 'collect']
 
 # %% ../nbs/38_runs.ipynb #30c731b0
 import ast
@@ -16,13 +15,9 @@ import hashlib
 import importlib
 import inspect
 import json
-import multiprocessing
 import operator
-import os
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -37,6 +32,7 @@ from .data import Images, Replay, TensorLoader, floats, load, shrink, source, tr
 from .evaluate import accuracy, evaluate
 from .models import Net
 from .objectives import adv, moved
+from .parallel import spread
 from .records import History, Metrics, read_metrics
 from .train import Place, fit, load_checkpoint, load_weights, read_checkpoint, save_checkpoint, sgd
 
@@ -343,14 +339,6 @@ def restored(checkpoint:Path, n:int=0, device:str='cpu') -> tuple:
 
 # %% ../nbs/38_runs.ipynb #c716e98a
 def _row(force:bool, c:Training) -> str: return str(train_run(c, force))
-def _start(threads, parent):
-    torch.set_num_threads(threads)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-
-def _die_with(parent):
-    "End this worker when the process that started it is gone, however it went"
-    while os.getppid() == parent: time.sleep(1)
-    os._exit(1)
 
 def run_all(rows, jobs:int=1, force:bool=False) -> list:
     "Directories of all rows (a list of `Training`), those already finished left alone; `jobs` processes at once"
@@ -364,23 +352,6 @@ def run_all(rows, jobs:int=1, force:bool=False) -> list:
             return dirs
         spread(partial(_row, force), todo, jobs, lambda: bar.update(max(0, sum(len(read_metrics(d/'metrics.jsonl')) for d in dirs) - bar.n)), lambda c: f'{c.name} (seed {c.seed})')
     return dirs
-
-def spread(f:Callable, items:list, jobs:int, tick:Callable=lambda: None, told:Callable=str) -> list:
-    "[f(v) for v in items] by `jobs` processes at once, for an f that they can import; `tick` is called every second. One job is this process. If one fails the others are finished first; `told` names it"
-    if jobs == 1: return [f(v) for v in items]
-    threads = max(1, torch.get_num_threads()//jobs)
-    with ProcessPoolExecutor(min(jobs, max(1, len(items))), multiprocessing.get_context('spawn'), _start, (threads, os.getpid())) as pool:
-        pending = {pool.submit(f, v): v for v in items}
-        waiting = set(pending)
-        try:
-            while waiting: waiting = wait(waiting, timeout=1).not_done; tick()
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            raise
-    failed = [(p.exception(), v) for p, v in pending.items() if p.exception()]
-    if failed and isinstance(failed[0][0], BadRequest): raise failed[0][0]
-    if failed: raise RunFailed(f'{len(failed)} of {len(items)} runs failed; the first, {told(failed[0][1])}: {failed[0][0]}') from failed[0][0]
-    return [p.result() for p in pending]
 
 def collect(rows, dirs) -> pd.DataFrame:
     "One row per run and epoch: the configuration's columns beside the metrics"

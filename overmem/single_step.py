@@ -21,9 +21,10 @@ from .base import progress, runs_dir
 from .core import digest
 from .data import source
 from .evaluate import evaluate
+from .parallel import spread
 from .plots import color, curves
 from .records import collapse
-from .runs import Training, collect, compute, loader_of, make, measure, names_in, prepare, restored, run_all, spread
+from .runs import Training, collect, compute, loader_of, make, measure, names_in, prepare, restored, run_all
 from .train import fit, read_checkpoint
 
 # %% ../nbs/39_single_step.ipynb #ade59c84

@@ -207,13 +207,13 @@ def _sum(v): return v.sum(tuple(range(1, v.dim())))
 def to_plane(u:Tensor, w:Tensor, c:Tensor) -> Tensor:
     "Smallest d in max norm with <w,d> = c and u + d in [0,1]; if there is none, the full change towards it. u, w (N,C,H,W), c (N,) (Croce & Hein 2020a, Eq. 4)"
     w = w*_col(torch.where(c < 0, -1., 1.).to(w), w)
-    a, room = w.abs(), torch.where(w > 0, 1 - u, u)
-    gain, r, c = a*room, torch.zeros_like(c), c.abs()
-    while True:
-        full = room <= _col(r, room)
-        new = (c - _sum(torch.where(full, gain, 0.)))/_sum(torch.where(full, 0., a)).clamp(min=torch.finfo(a.dtype).tiny)
-        if not (new > r).any(): return w.sign()*torch.minimum(room, _col(r, room))
-        r = torch.maximum(r, new)
+    a, room, c, spent = w.abs(), torch.where(w > 0, 1 - u, u), c.abs(), 0
+    gain, tiny = a*room, torch.finfo(a.dtype).tiny
+    r = torch.fmax(c/_sum(a).clamp(min=tiny), torch.zeros_like(c))       # as if no pixel met the end of its range
+    while (full := room <= _col(r, room)).sum() > spent:
+        spent = full.sum()                                               # a larger r spends more of them, until all that it spends are counted
+        r = torch.fmax(r, (c - _sum(torch.where(full, gain, 0.)))/_sum(torch.where(full, 0., a)).clamp(min=tiny))
+    return w.sign()*torch.minimum(room, _col(r, room))
 
 # %% ../nbs/13_strong.ipynb #1b3b877a
 def _length(delta): return delta.abs().amax(tuple(range(1, delta.dim())))

@@ -268,11 +268,12 @@ def test_bench(overmem):
     assert r.returncode == 0 and 'trades_pgd2  pgd10' in r.stdout, r.stderr
 
 
-def test_autoattack_killed_and_resumed(overmem):
+@pytest.mark.parametrize('jobs', (1, 2))
+def test_autoattack_killed_and_resumed(overmem, jobs):
     "kill -9 in the middle of AutoAttack; the same command goes on, and leaves what an undisturbed evaluation leaves"
     assert overmem('train', 'pgd', '-p', 'alpha=.05', '-p', 'steps=3', *TINY, '--epochs', '12', '--name', 'aa').returncode == 0
     run, = (overmem.home/'data'/'runs').glob('aa-*')
-    args = ('eval', run/'last.safetensors', '--attack', 'pgd10,aa', '--n', '60', '--eps', '.1')
+    args = ('eval', run/'last.safetensors', '--attack', 'pgd10,aa', '--n', '60', '--eps', '.1', '--jobs', jobs)
     env = os.environ | dict(OVERMEM_HOME=str(overmem.home), OVERMEM_DATA=str(overmem.home))
     p = subprocess.Popen([OVERMEM, *map(str, args)], env=env, stdout=subprocess.DEVNULL)
     while not list(run.glob('last.aa-*.npz')): assert p.poll() is None; time.sleep(.02)

@@ -1,6 +1,6 @@
 """Our attacks beside those of torchattacks 3.5.1, image by image: python tools/independent.py [--n 400] [--nets mnist cifar10] [--ensemble]
 
-Both attack the same images of the same network, in batches of 128, and where they are timed (--ensemble) on the same number of threads, taking turns. What they return is judged by neither:
+Both attack the same images of the same network, in batches of 128, and where they are timed (--ensemble) on the same number of threads, taking turns; ours as that many processes of one thread. What they return is judged by neither:
 a perturbation counts if it obeys the threat model and the network, shown it once more in float32, errs. torchattacks pins old packages and gets an
 environment of its own, which borrows torch from this one. Tables go to data/results/independent.
 """
@@ -52,6 +52,7 @@ def attack(side: str, name: str, net, x, y, eps: float, seed: int, numbers: dict
     from overmem.autoattack import autoattack
     torch.manual_seed(seed)
     batches = list(zip(x.split(BS), y.split(BS)))
+    if name == 'ensemble' and side == 'ours' and numbers == PAPER: return autoattack(net, x, y, eps, 'standard', BS, seed, keep=True, jobs=torch.get_num_threads()).delta
     if name == 'ensemble' and side == 'ours': return autoattack(net, x, y, eps, {k: ours(k, eps, **numbers) for k in PARTS}, BS, seed, keep=True).delta
     if side == 'ours': return torch.cat([ours(name, eps, **numbers)(net, v, k) for v, k in batches])
     if name != 'ensemble': them = theirs(name, net, eps, seed, **numbers)
