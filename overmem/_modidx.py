@@ -134,6 +134,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'overmem.core.evaluating': ('core.html#evaluating', 'overmem/core.py'),
                               'overmem.core.fast_bf16': ('core.html#fast_bf16', 'overmem/core.py'),
                               'overmem.core.full': ('core.html#full', 'overmem/core.py'),
+                              'overmem.core.keep_memory': ('core.html#keep_memory', 'overmem/core.py'),
                               'overmem.core.px': ('core.html#px', 'overmem/core.py'),
                               'overmem.core.seed_all': ('core.html#seed_all', 'overmem/core.py'),
                               'overmem.core.seeded': ('core.html#seeded', 'overmem/core.py'),

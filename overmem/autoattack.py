@@ -27,7 +27,7 @@ from torch.fx.experimental.optimization import fuse
 
 from .attacks import project
 from .base import BadRequest, RunFailed, nearest, replacing
-from .core import digest, evaluating, seeded
+from .core import digest, evaluating, keep_memory, seeded
 from .data import floats
 from .models import Normalize
 from .parallel import spread
@@ -216,6 +216,7 @@ def autoattack(
     checked(x, y, eps)
     if jobs > 1: return _in_parts(model, x, y, eps, version, bs, seed, path, bar, keep, jobs)
     if path and not isinstance(model, torch.nn.Module): raise BadRequest('a state can be kept only for a torch.nn.Module, whose weights tell it from others: give no path')
+    keep_memory()
     attacks = suite(version, eps)
     plan = attempts(attacks if eps else {})
     with evaluating(model), (bar(len(x)*sum(p.looks for p in plan), 'autoattack', 'look') if bar else nullcontext()) as shown:

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .augment import augmix, randaugment
 from .base import BadRequest, RunFailed, nearest, replacing, results_dir, writable
-from .core import fast_bf16, seed_all
+from .core import fast_bf16, keep_memory, seed_all
 from .data import TensorLoader, crop_flip, import_torchvision
 from .experiment import code_version, device_name
 from .fastat import free_at
@@ -66,8 +66,9 @@ def random_images(n:int, device, side:int=32) -> tuple:
 # %% ../nbs/43_bench.ipynb #d2cd734c
 class Contender:
     "A training step on random images, ready to be repeated; use as a context manager"
-    def __init__(self, name:str, model:str, bs:int, device, precision:str='fp32', capture='off', channels_last:bool=False):
+    def __init__(self, name:str, model:str, bs:int, device, precision:str='fp32', capture='off', channels_last:bool=False, keep:bool=False):
         seed_all(0)
+        if keep: keep_memory()
         x, y, g = random_images(4*bs, device)
         net = network_of(name, model, device, channels_last)
         self.i, self.device, self.stack = torch.arange(bs, device=device), torch.device(device), contextlib.ExitStack()
@@ -88,7 +89,7 @@ class Contender:
     def wait(self):
         if self.device.type == 'cuda': torch.cuda.synchronize(self.device)
 
-FAST = dict(precision='auto', capture='auto', channels_last=True)
+FAST = dict(precision='auto', capture='auto', channels_last=True, keep=True)
 
 class Rival:
     "A process that holds one contender at a time; use as a context manager"

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .base import BadRequest, RunFailed, replacing
-from .core import Batch, Clock, Objective, autocast, digest
+from .core import Batch, Clock, Objective, autocast, digest, keep_memory
 from .objectives import phase_of
 
 # %% ../nbs/22_train.ipynb #330a86f5
@@ -60,6 +60,7 @@ def fit(model, loader, objective:Objective, opt, lr:Callable, epochs:int,
     capture='auto',               # 'auto': record the step as a CUDA graph where there is a GPU; 'off', 'graph', 'compiled' (by torch.compile, then recorded), or a recorder
     at:Place|None=None):          # where to begin, and afterwards where it ended
     "Train; everything particular to a method is inside `objective`. Raises RunFailed when the loss stops being a number or memory runs out"
+    keep_memory()
     at = at or Place()
     watch = Watch(at.epoch*len(loader) + at.done)
     with engine(model, loader, objective, opt, precision, capture, watch) as step:
