@@ -24,7 +24,7 @@ from .evaluate import evaluate
 from .parallel import spread
 from .plots import color, curves
 from .records import collapse
-from .runs import Training, collect, compute, loader_of, make, measure, names_in, prepare, restored, run_all
+from .runs import Training, as_objective, collect, compute, loader_of, make, measure, names_in, prepare, restored, run_all
 from .train import fit, read_checkpoint
 
 # %% ../nbs/39_single_step.ipynb #ade59c84
@@ -71,7 +71,7 @@ class Watched:
         self.dirs = dict(zip(grid, run_all(rows, jobs, force)))
         self.rows = {k: collect([c], [self.dirs[k]]) for k, c in grid.items()}
         self.labels = list(dict.fromkeys(label for label, _ in grid))
-        self.seconds, self.images = sum(float(t.seconds.sum()) for t in self.rows.values()), sum((c.n or 50_000)*c.epochs for c in rows)
+        self.seconds, self.images = sum(float(t.seconds.sum()) for t in self.rows.values()), sum((c.n or 50_000)*c.epochs*getattr(as_objective(c.objective), 'replays', 1) for c in rows)
     def seeds(self, label) -> list:
         "The seeds with which it was trained"
         return [s for l, s in self.rows if l == label]
@@ -116,7 +116,7 @@ class Watched:
     def panel(self, ax, label, title=None):
         "Accuracies over the epochs: clean dotted, FGSM dashed, PGD-10 solid with its seeds; a vertical line where the detector fired"
         for metric, name, ls, each in (('clean_acc', 'clean', ':', False), ('fgsm_acc', 'FGSM', '--', False), ('pgd10_acc', 'PGD-10', '-', True)):
-            curves(ax, self.epochs(label), self(label, metric), name, color(label), ls, each)
+            curves(ax, self.epochs(label), self(label, metric), name, color(str(label).partition(',')[0]), ls, each)
         at, end, _ = self.fallen(label)
         for a in at:
             if a is not None: ax.axvline(a, color='k', lw=.4, alpha=.5)
