@@ -6,10 +6,11 @@
 __all__ = ['MAKERS', 'VERSIONS', 'suite', 'Result', 'Ledger', 'layout', 'Looks', 'Affine', 'folded', 'Attempt', 'attempts',
            'confirmed', 'search', 'autoattack', 'described']
 
-# %% ../nbs/14_autoattack.ipynb #604da32b
+# %% ../nbs/14_autoattack.ipynb #88dd8bea
 import hashlib
 import inspect
 import json
+import pickle
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
@@ -207,10 +208,10 @@ def autoattack(
     version='standard',           # 'standard', 'fast', names of attacks, or {name: Attack}
     bs:int=128,                   # images attacked together
     seed:int=0,                   # random starts; with the same seed and `bs` the same result
-    path=None,                    # file that keeps the state after every batch, and from which a later call goes on
+    path=None,                    # file that keeps the state after every batch, and from which a later call with as many jobs goes on
     bar:Callable|None=None,       # makes a progress bar, bar(total, description, unit): overmem.base.progress
     keep:bool=False,              # keep the perturbations
-    jobs:int=1                    # processes at once, each on a part of the images; with as many the same result
+    jobs:int=1                    # processes at once, each on a part of the images; only with as many jobs the same result
     ) -> Result:
     "AutoAttack (Croce & Hein 2020b): all attempts of all attacks in turn, each on the images that still stand. Mode and random state are left as they were"
     checked(x, y, eps)
@@ -224,6 +225,7 @@ def autoattack(
         if path and Path(path).exists(): book = Ledger.load(path, about)
         else:
             with seeded(seed): book = Ledger.begin(model, x, y, bs, keep, max(getattr(a, 'classes', 2) for a in attacks.values()) if eps else 2)
+            if path: book.save(path, about)
         twin, looks = folded(model, floats(x[:bs])), Looks(shown, [p.looks for p in plan], len(x))
         looks.settle([book], bs, 'none')
         for j, b, i in _batches(book, plan, bs):
@@ -240,12 +242,14 @@ def _in_parts(model, x, y, eps, version, bs, seed, path, bar, keep, jobs):
     if not isinstance(model, nn.Module) or isinstance(version, dict) or x.is_cuda: raise BadRequest('several jobs need a torch.nn.Module on a CPU and attacks given by name: take jobs=1')
     with tempfile.TemporaryDirectory() as d, (bar(len(x)*sum(p.looks for p in plan), 'autoattack', 'look') if bar else nullcontext()) as shown:
         at, looks = Path(path or Path(d)/'aa.npz'), Looks(shown, [p.looks for p in plan], len(x))
-        parts = [(x[k::jobs], y[k::jobs], at.with_name(f'{at.stem}-{k + 1}of{jobs}{at.suffix}')) for k in range(min(jobs, len(x)))]
+        paths = [at.with_name(f'{at.stem}-{k + 1}of{jobs}{at.suffix}') for k in range(min(jobs, len(x)))]
         def tick():
-            books = [Ledger.load(p, {}) for *_, p in parts if p.exists()]
-            if books: looks.settle(books, bs, plan[max(b.at[0] for b in books)].name)
-        try: found = spread(partial(_part, model, eps, version, bs, seed, keep), parts, jobs, tick, lambda part: part[2].name)
-        except RunFailed as e: raise RunFailed(f'{e} (a model whose class other processes cannot import needs jobs=1)') from None
+            books = [Ledger.load(p, {}) for p in paths if shown and p.exists()]
+            if books: looks.settle(books, bs, [*(p.name for p in plan), 'none'][max(b.at[0] for b in books)])
+        try:
+            parts = [pickle.dumps((model, x[k::jobs].clone(), y[k::jobs].clone(), p if path or shown else None)) for k, p in enumerate(paths)]      # copies, not memory that processes share
+            found = spread(partial(_part, eps, version, bs, seed, keep), parts, jobs, tick, lambda part: f'of {jobs} parts of the images')
+        except (RunFailed, AttributeError, TypeError, pickle.PicklingError) as e: raise RunFailed(f'{e} (a model whose class other processes cannot import needs jobs=1)') from e
     return Result(*(_interleaved([getattr(r, k) for r in found], jobs) for k in ('by', 'step')), found[0].attacks, _interleaved([r.delta for r in found], jobs) if keep else None)
 
 def _interleaved(parts, jobs):
@@ -253,8 +257,8 @@ def _interleaved(parts, jobs):
     for k, part in enumerate(parts): whole[k::jobs] = part
     return whole
 
-def _part(model, eps, version, bs, seed, keep, part):
-    x, y, path = part
+def _part(eps, version, bs, seed, keep, part):
+    model, x, y, path = pickle.loads(part)
     return autoattack(model, x, y, eps, version, bs, seed, path, keep=keep)
 
 def _about(model, x, y, attacks, **numbers):

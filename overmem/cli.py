@@ -237,7 +237,7 @@ def train(method_, param, eps, attack, name, force, device, minutes, **options):
 @click.option('--jobs', default=1, show_default=True, type=click.IntRange(1), help='Processes at once, for AutoAttack on a CPU.')
 @verbose
 def eval_(checkpoints, attack, eps, n, csv, device, jobs):
-    "Clean and robust accuracy of checkpoints, with warnings; numbers and per-image results beside each. A killed AutoAttack goes on where it was."
+    "Clean and robust accuracy of checkpoints, with warnings; numbers and per-image results beside each. A killed AutoAttack goes on where it was, if --jobs is the same."
     import pandas as pd
     from overmem.base import BadRequest, replacing, writable
     from overmem.core import device as find

@@ -31,10 +31,10 @@ def spread(
     f:Callable,                   # a function that other processes can import, or a `partial` of one
     items:list,                   # its arguments
     jobs:int,                     # processes at once; one is this process
-    tick:Callable=lambda: None,   # called every second
+    tick:Callable=lambda: None,   # called every second while other processes work
     told:Callable=str             # names an item in a message
     ) -> list:
-    "[f(v) for v in items]. RunFailed names the first item that failed, after the others are finished; a BadRequest comes back as it is"
+    "[f(v) for v in items]. With several jobs the others are finished when one fails, then RunFailed names the first that did; a BadRequest comes back as it is"
     if jobs == 1: return [f(v) for v in items]
     threads = max(1, torch.get_num_threads()//jobs)
     with ProcessPoolExecutor(min(jobs, max(1, len(items))), multiprocessing.get_context('spawn'), _start, (threads, os.getpid())) as pool:
