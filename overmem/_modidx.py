@@ -73,6 +73,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'overmem.bench._busy': ('bench.html#_busy', 'overmem/bench.py'),
                                'overmem.bench._hold': ('bench.html#_hold', 'overmem/bench.py'),
                                'overmem.bench._load': ('bench.html#_load', 'overmem/bench.py'),
+                               'overmem.bench._no_compiled_code': ('bench.html#_no_compiled_code', 'overmem/bench.py'),
                                'overmem.bench._rival': ('bench.html#_rival', 'overmem/bench.py'),
                                'overmem.bench.agree': ('bench.html#agree', 'overmem/bench.py'),
                                'overmem.bench.agreement': ('bench.html#agreement', 'overmem/bench.py'),

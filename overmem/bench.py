@@ -11,8 +11,10 @@ __all__ = ['STEPS', 'FAST', 'SIZES', 'HEAD', 'AGREE', 'AGREEMENT', 'objective_of
 import contextlib
 import math
 import multiprocessing
+import os
 import re
 import statistics
+import tempfile
 import time
 from fnmatch import fnmatch
 from pathlib import Path
@@ -224,9 +226,20 @@ def streams(name:str, jobs:int, model:str, bs:int, device, seconds:float) -> flo
     torch.cuda.set_stream(torch.cuda.default_stream(device))
     return rate
 
+@contextlib.contextmanager
+def _no_compiled_code():
+    "Processes that start here find no code that torch compiled before"
+    was = os.environ.get('TORCHINDUCTOR_CACHE_DIR')
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as d:
+        os.environ['TORCHINDUCTOR_CACHE_DIR'] = d
+        try: yield
+        finally:
+            if was is None: del os.environ['TORCHINDUCTOR_CACHE_DIR']
+            else: os.environ['TORCHINDUCTOR_CACHE_DIR'] = was
+
 def compiled(name:str, setting:dict, rounds:int, seconds:float) -> dict:
-    "Row of the table: the fast path with its network compiled first, against the fast path; loading it takes so many seconds longer (less where torch has the code from before)"
-    with Rival(**setting, **FAST) as fast, Rival(**setting, **FAST | dict(capture='compiled')) as ours:
+    "Row of the table: the fast path with its network compiled first, against the fast path; loading it takes so many seconds longer"
+    with Rival(**setting, **FAST) as fast, _no_compiled_code(), Rival(**setting, **FAST | dict(capture='compiled')) as ours:
         for r in (fast, ours): r.ask('load', 'natural')                  # the processes are up, and have read their modules
         waits = []
         for r in (fast, ours):
