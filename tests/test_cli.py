@@ -276,10 +276,12 @@ def test_autoattack_killed_and_resumed(overmem, jobs):
     args = ('eval', run/'last.safetensors', '--attack', 'pgd10,aa', '--n', '60', '--eps', '.1', '--jobs', jobs)
     env = os.environ | dict(OVERMEM_HOME=str(overmem.home), OVERMEM_DATA=str(overmem.home))
     p = subprocess.Popen([OVERMEM, *map(str, args)], env=env, stdout=subprocess.DEVNULL)
-    while not list(run.glob('last.aa-*.npz')): assert p.poll() is None; time.sleep(.02)
+    def begun(f):
+        with np.load(f) as saved: return saved['at'].any()
+    while not any(begun(f) for f in run.glob('last.aa-*.npz')): assert p.poll() is None; time.sleep(.02)      # a batch is done
     p.send_signal(signal.SIGKILL)
     p.wait()
-    assert not (run/'last.eval.json').exists()
+    assert not (run/'last.eval.json').exists() and {f.stem.partition('0.10000')[2] for f in run.glob('last.aa-*.npz')} <= ({''} if jobs == 1 else {'-1of2', '-2of2'})
     results = lambda: {k: v.tolist() for k, v in np.load(run/'last.eval.npz').items()}
     r = overmem(*args)
     assert r.returncode == 0 and 'apgd_t' in r.stdout, r.stderr

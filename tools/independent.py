@@ -52,8 +52,7 @@ def attack(side: str, name: str, net, x, y, eps: float, seed: int, numbers: dict
     from overmem.autoattack import autoattack
     torch.manual_seed(seed)
     batches = list(zip(x.split(BS), y.split(BS)))
-    if name == 'ensemble' and side == 'ours' and numbers == PAPER: return autoattack(net, x, y, eps, 'standard', BS, seed, keep=True, jobs=torch.get_num_threads()).delta
-    if name == 'ensemble' and side == 'ours': return autoattack(net, x, y, eps, {k: ours(k, eps, **numbers) for k in PARTS}, BS, seed, keep=True).delta
+    if name == 'ensemble' and side == 'ours': return autoattack(net, x, y, eps, 'standard', BS, seed, keep=True, jobs=torch.get_num_threads()).delta
     if side == 'ours': return torch.cat([ours(name, eps, **numbers)(net, v, k) for v, k in batches])
     if name != 'ensemble': them = theirs(name, net, eps, seed, **numbers)
     else:
@@ -129,13 +128,13 @@ def each(python, folder, checkpoint, eps, n, names=EACH, numbers=PAPER) -> pd.Da
     return pd.DataFrame([row(k) for k in names])
 
 
-def ensemble(python, folder, checkpoint, eps, n, numbers=PAPER, parts=2, rounds=2) -> pd.DataFrame:
+def ensemble(python, folder, checkpoint, eps, n, parts=2, rounds=2) -> pd.DataFrame:
     "The ensemble by both sides on parts of the images, in turns, each part several times: a row for each pair of runs"
     rows = []
     for k in range(parts*rounds):
         part = k % parts
         for old in folder.glob(f'*-{n}-*-ensemble-*'): old.unlink()       # timings are of one session
-        r = {side: found(python, folder, side, ['ensemble'], checkpoint, n, eps, 0, numbers, part, parts)['ensemble'] for side in (('theirs', 'ours'), ('ours', 'theirs'))[(k + k//parts) % 2]}
+        r = {side: found(python, folder, side, ['ensemble'], checkpoint, n, eps, part=part, parts=parts)['ensemble'] for side in (('theirs', 'ours'), ('ours', 'theirs'))[(k + k//parts) % 2]}
         a, b = r['ours']['broken'], r['theirs']['broken']
         rows.append(dict(part=part, right=len(a), eps=eps, ours_stand=(~a).sum(), theirs_stand=(~b).sum(), only_ours=(a & ~b).sum(), only_theirs=(b & ~a).sum(),
                          ours_seconds=r['ours']['seconds'], theirs_seconds=r['theirs']['seconds'], times_faster=r['theirs']['seconds']/r['ours']['seconds']))
