@@ -34,7 +34,8 @@ from .groups import GroupDRO
 from .mat import mat
 from .objectives import adv, moved
 from .evaluate import accuracy, evaluate
-from .runs import Training, as_objective, make, restored, run_all
+from .expressions import as_objective, make
+from .runs import Training, restored, run_all
 from .train import Watch, engine, sgd
 from .xrm import XRM, Twins
 

@@ -158,7 +158,7 @@ def method(text:str, pairs, eps:str) -> dict:
     "Configuration entries that METHOD stands for: those of a recipe, or an objective"
     import inspect
     from overmem.base import BadRequest, nearest
-    from overmem.runs import as_objective, exported, recipes
+    from overmem.expressions import as_objective, exported, recipes
     if text in recipes():
         if pairs: raise BadRequest(f'{text} is a recipe and takes no -p; its objective is {recipes()[text]["objective"]}')
         return dict(recipes()[text])
@@ -241,7 +241,7 @@ def eval_(checkpoints, attack, eps, n, csv, device, jobs):
     import pandas as pd
     from overmem.base import BadRequest, replacing, writable
     from overmem.core import device as find
-    from overmem.runs import make
+    from overmem.expressions import make
     names = [a.strip() for a in attack.split(',') if a.strip()]
     attacks, radius, device = named_attacks(','.join(a for a in names if a != 'aa'), eps), make(eps), find(device)
     if not isinstance(radius, (int, float)) or not 0 <= radius <= 1: raise BadRequest(f"--eps {eps}: a radius lies between 0 and 1, in the unit of the pixels, as in 8/255")
@@ -263,7 +263,8 @@ def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, device:str, j
     from overmem.autoattack import autoattack
     from overmem.base import progress, replacing, write_json
     from overmem.evaluate import accuracy, evaluate, warnings
-    from overmem.runs import make, restored
+    from overmem.expressions import make
+    from overmem.runs import restored
     config, model, te = restored(checkpoint, n, device)
     stem, per_image = checkpoint.with_suffix(''), {}
     ok = evaluate(model, te.x, te.y, {k: make(e) for k, e in attacks.items()})

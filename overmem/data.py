@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +80,15 @@ def source(name:str) -> Source:
 
 # %% ../nbs/01_data.ipynb #783a478c
 def md5(path:Path) -> str:
-    "Checksum of a file"
+    "Checksum of a file, read again only if its size or its time of change is another"
+    return _md5(*_stamp(path))
+
+def _stamp(path):
+    found = Path(path).stat()
+    return str(path), found.st_mtime_ns, found.st_size
+
+@lru_cache(64)
+def _md5(path, changed, size):
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'md5').hexdigest()
 
 def trouble(name:str, root:Path|None=None) -> str:
@@ -135,7 +144,13 @@ def load(name:str, root=None, stand_in:bool=False) -> tuple:
     problem = trouble(name, root)
     if problem and stand_in and 'damaged' not in problem: return tuple(in_shape(s, source(name).shape) for s in load('digits'))
     if problem: raise BadRequest(problem)
-    return tuple(READ[name](Path(root or data_dir()), train) for train in (True, False))
+    root = Path(root or data_dir())
+    return _read(name, root, tuple(_stamp(root/f) for f in source(name).files))
+
+@lru_cache(2)
+def _read(name, root, stamps):
+    "The two splits as they are in the files; the runs of a grid share them"
+    return tuple(READ[name](root, train) for train in (True, False))
 
 def in_shape(images:Images, shape:tuple) -> Images:
     "The same images resized (bilinear) to (C, H, W), grey repeated over channels"

@@ -126,12 +126,13 @@ def table_row(dataset, arch, paradigm, method, metric, values, paper_value=None,
     return dict(zip(COLUMNS, (dataset, arch, paradigm, method, metric, mean, std if n > 1 else None, n, paper_value, paper_std, None if paper_value is None else mean - paper_value)))
 
 def readable(table:pd.DataFrame) -> pd.DataFrame:
-    "Methods down, metrics across, each cell `mean ± std (n)` and the paper's value after a bar"
+    "Methods down (below data sets and networks, if there are several), metrics across, each cell `mean ± std (n)` and the paper's value after a bar"
     def cell(r):
         spread, paper = '' if pd.isna(r['std']) else f" ± {r['std']:.3f}", 'not reported' if pd.isna(r['paper_value']) else f"{r['paper_value']:.3f}"
         return f"{r['mean']:.3f}{spread} ({r['n']}) | {paper}"
     t = table.assign(cell=table.apply(cell, axis=1))
-    return t.pivot(index=['paradigm', 'method'], columns='metric', values='cell').reindex(pd.unique(t.metric), axis=1).fillna('').reindex(pd.MultiIndex.from_frame(t[['paradigm', 'method']].drop_duplicates()))
+    rows = [k for k in ('dataset', 'arch') if t[k].nunique() > 1] + ['paradigm', 'method']
+    return t.pivot(index=rows, columns='metric', values='cell').reindex(pd.unique(t.metric), axis=1).fillna('').reindex(pd.MultiIndex.from_frame(t[rows].drop_duplicates()))
 
 # %% ../nbs/40_experiment.ipynb #74bd749c
 def code_version() -> str:

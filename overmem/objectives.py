@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['adv', 'growing', 'ramp', 'trades', 'boosted_ce', 'mart', 'counting_pgd', 'geometry_weights', 'gairat', 'Wrapper',
-           'phase_of', 'moved', 'reweigh']
+           'phase_of', 'moved', 'attached', 'reweigh']
 
 # %% ../nbs/20_objectives.ipynb #d652a8dd
 from collections.abc import Callable
@@ -99,13 +99,13 @@ def gairat(eps:float, alpha:float, steps:int=10, Lambda:float=-1., begin:float=6
 
 # %% ../nbs/20_objectives.ipynb #fff1c31f
 class Wrapper:
-    "An objective built around another: computes `f(model, b, t)`, and is asked for the state, the phase and the obstacles of both"
-    def __init__(self, inner:Objective, f:Callable, phase:Callable|None=None, eager:str=''):
-        self.inner, self.f, self.own, self.why = inner, f, phase, eager
+    "An objective built around another: computes `f(model, b, t)`, and is asked for the state, the phase and the obstacles of both; `memory` has a state of its own"
+    def __init__(self, inner:Objective, f:Callable, phase:Callable|None=None, eager:str='', memory=None):
+        self.inner, self.f, self.own, self.why, self.memory = inner, f, phase, eager, memory
     def __call__(self, model, b, t) -> Step: return self.f(model, b, t)
     def phase(self, t:float) -> tuple: return (self.own and self.own(t), phase_of(self.inner, t))
     @property
-    def state(self) -> dict: return getattr(self.inner, 'state', {})
+    def state(self) -> dict: return getattr(self.inner, 'state', {}) | getattr(self.memory, 'state', {})
     @property
     def replays(self) -> int: return getattr(self.inner, 'replays', 1)
     @property
@@ -114,6 +114,10 @@ class Wrapper:
         "Move the state of everything inside to a device"
         moved(self.inner, device)
         return self
+    def attach(self, model):
+        "Show the model to what must know it before the first step"
+        attached(self.inner, model)
+        attached(self.memory, model)
 
 def phase_of(objective:Objective, t:float):
     "Which of its computations an objective performs at epoch `t`; None if it has but one"
@@ -123,10 +127,15 @@ def moved(objective:Objective, device) -> Objective:
     "The objective, its state on `device`"
     return objective.to(device) if hasattr(objective, 'to') else objective
 
+def attached(objective:Objective, model) -> Objective:
+    "The objective, acquainted with the model that it will train"
+    if hasattr(objective, 'attach'): objective.attach(model)
+    return objective
+
 def reweigh(objective:Objective, rule:Callable, start:float=0.) -> Objective:
-    "From epoch `start` on, multiply the weights of the samples by rule(model, b, t) (N,), taken before the objective runs"
+    "From epoch `start` on, multiply the weights of the samples by rule(model, b, t) (N,), taken before the objective runs; a rule may have a state"
     def wrapped(model, b, t):
         if t < start: return objective(model, b, t)
         w = rule(model, b, t)
         return objective(model, b, t).weigh(w)
-    return Wrapper(objective, wrapped, lambda t: t >= start)
+    return Wrapper(objective, wrapped, lambda t: t >= start, memory=rule)

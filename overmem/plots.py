@@ -14,7 +14,8 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 
 # %% ../nbs/04_plots.ipynb #4fd03a4e
-METHODS = ('clean', 'fgsm', 'rs_fgsm', 'n_fgsm', 'zerograd', 'multigrad', 'pgd2', 'pgd10', 'rs_fgsm_2eps', 'zerograd_zero', 'ERM', 'MAT', 'grad_align', 'free_at', 'zerograd_random', 'zerograd_largest', 'zerograd_reset', 'rs_fgsm_short')
+METHODS = ('clean', 'fgsm', 'rs_fgsm', 'n_fgsm', 'zerograd', 'multigrad', 'pgd2', 'pgd10', 'rs_fgsm_2eps', 'zerograd_zero', 'ERM', 'MAT', 'grad_align', 'free_at', 'zerograd_random', 'zerograd_largest', 'zerograd_reset', 'rs_fgsm_short',
+           'baseline', 'dom_re', 'augmix', 'dom_da_augmix', 'randaugment', 'dom_da_randaugment', 'original', 'transformed')
 
 def style():
     "Set the house style of figures and tables; call it once at the head of a notebook"
@@ -27,7 +28,7 @@ def style():
 
 def color(method:str):
     "The colour of a method in every figure"
-    colors = sns.color_palette('colorblind', 10) + sns.color_palette('dark', 8)
+    colors = sns.color_palette('colorblind', 10) + sns.color_palette('dark', 8) + sns.color_palette('bright', 8)
     return colors[METHODS.index(method) % len(colors)] if method in METHODS else 'grey'
 
 # %% ../nbs/04_plots.ipynb #72a9e6d7

@@ -21,10 +21,11 @@ from .base import progress, runs_dir
 from .core import digest
 from .data import source
 from .evaluate import evaluate
+from .expressions import make, names_in
 from .parallel import spread
 from .plots import color, curves
 from .records import collapse
-from .runs import Training, as_objective, collect, compute, loader_of, make, measure, names_in, prepare, restored, run_all
+from .runs import Grid, Training, compute, loader_of, measure, prepare, restored
 from .train import fit, read_checkpoint
 
 # %% ../nbs/39_single_step.ipynb #ade59c84
@@ -63,25 +64,12 @@ def data_name(data:str, stand_in:bool=False) -> str:
     "A data set as a table names it"
     return 'digits' if stand_in else dict(mnist='MNIST', cifar10='CIFAR-10', cifar100='CIFAR-100', svhn='SVHN')[data]
 
-# %% ../nbs/39_single_step.ipynb #3484bb13
-class Watched:
-    "Finished runs, seen epoch by epoch. Made of {(label, seed): Training}: trains what is not yet trained. `floor` is the PGD accuracy from which a network counts as robust"
+# %% ../nbs/39_single_step.ipynb #56333acb
+class Watched(Grid):
+    "A grid of runs that may collapse. `floor` is the PGD accuracy from which a network counts as robust"
     def __init__(self, grid:dict, jobs:int=1, force:bool=False, floor:float=.2):
-        rows, self.floor = list(grid.values()), floor
-        self.dirs = dict(zip(grid, run_all(rows, jobs, force)))
-        self.rows = {k: collect([c], [self.dirs[k]]) for k, c in grid.items()}
-        self.labels = list(dict.fromkeys(label for label, _ in grid))
-        self.seconds, self.images = sum(float(t.seconds.sum()) for t in self.rows.values()), sum((c.n or 50_000)*c.epochs*getattr(as_objective(c.objective), 'replays', 1) for c in rows)
-    def seeds(self, label) -> list:
-        "The seeds with which it was trained"
-        return [s for l, s in self.rows if l == label]
-    def epochs(self, label) -> np.ndarray:
-        "(E,) epochs after which it was evaluated"
-        t = self.rows[label, self.seeds(label)[0]]
-        return t.epoch[t.pgd10_acc.notna()].to_numpy()
-    def __call__(self, label, metric:str) -> np.ndarray:
-        "(S,E) a metric, as in 'pgd10_acc'"
-        return np.stack([(t := self.rows[label, s])[metric][t.pgd10_acc.notna()].to_numpy(float) for s in self.seeds(label)])
+        super().__init__(grid, jobs, force)
+        self.floor = floor
     def last(self, label, metric:str='pgd10_acc') -> np.ndarray:
         "(S,) after the last epoch"
         return self(label, metric)[:, -1]
