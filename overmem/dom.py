@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCREENS', 'RECIPES', 'frozen_stats', 'clean_losses', 'threshold', 'keep', 'dom_re', 'of_mean', 'lowest', 'at_random',
-           'evenly', 'remove_random', 'shorten', 'Snapshot', 'Group', 'remove_group', 'distract', 'distract_masked',
-           'dom_da', 'dom_da_masked', 'overlap', 'separation']
+           'evenly', 'remove_random', 'shorten', 'plain', 'Snapshot', 'Group', 'remove_group', 'distract',
+           'distract_masked', 'dom_da', 'dom_da_masked', 'overlap', 'separation']
 
 # %% ../nbs/31_dom.ipynb #c30c992a
 import contextlib
@@ -23,13 +23,12 @@ from .objectives import Wrapper, reweigh
 # %% ../nbs/31_dom.ipynb #00ff3650
 @contextlib.contextmanager
 def frozen_stats(model):
-    "In the block batch norm normalises as its mode says, and its running averages stay"
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if isinstance(model, nn.Module) else []
-    was = [m.momentum for m in norms]
-    for m in norms: m.momentum = 0.
+    "In the block batch norm normalises as its mode says, and its running averages stay as they are"
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats] if isinstance(model, nn.Module) else []
+    for m in norms: m.track_running_stats = False
     try: yield
     finally:
-        for m, momentum in zip(norms, was): m.momentum = momentum
+        for m in norms: m.track_running_stats = True
 
 SCREENS = dict(train=lambda model: contextlib.nullcontext(), frozen=frozen_stats, eval=evaluating)
 
@@ -67,14 +66,14 @@ def lowest(share:float=.4) -> Callable:
 
 # %% ../nbs/31_dom.ipynb #e0a9e141
 def at_random(rule:Callable) -> Callable:
-    "The weights that a rule gives, dealt to other samples of the batch"
+    "The weights that a rule without a state gives, dealt to other samples of the batch"
     def shuffled(model, b:Batch, t:float) -> Tensor:
         w = rule(model, b, t)
         return w[torch.randperm(len(w), device=w.device)]
     return shuffled
 
 def evenly(rule:Callable) -> Callable:
-    "The mean weight that a rule gives, for every sample"
+    "The mean weight that a rule without a state gives, for every sample"
     def averaged(model, b:Batch, t:float) -> Tensor:
         w = rule(model, b, t)
         return w.mean().expand(len(w))
@@ -88,22 +87,26 @@ def shorten(objective:Objective, T:float|Callable, start:float) -> Objective:
     "A control for DOM_RE: from epoch `start`, the loss of all samples times the share that it would keep"
     return reweigh(objective, evenly(keep(T)), start)
 
-# %% ../nbs/31_dom.ipynb #fcb7e454
+# %% ../nbs/31_dom.ipynb #419aeced
+def plain(model):
+    "The network inside what torch.compile makes of it"
+    return getattr(model, '_orig_mod', model)
+
 class Snapshot:
     "A network as it was when `take` was first called: its parameters and buffers, the state of an objective that needs them"
     def __init__(self): self.state = {}
     def attach(self, model):
         "Make room for them"
-        self.state = {f'aux.{k}': v.detach().clone() for k, v in model.state_dict().items()} | dict(taken=torch.zeros((), dtype=torch.bool, device=next(model.parameters()).device))
+        self.state = {f'aux.{k}': v.detach().clone() for k, v in plain(model).state_dict().items()} | dict(taken=torch.zeros((), dtype=torch.bool, device=next(model.parameters()).device))
     def take(self, model):
         "The first call copies the network; later ones change nothing"
         if not self.state: self.attach(model)
-        for k, v in model.state_dict().items(): self.state[f'aux.{k}'].copy_(torch.where(self.state['taken'], self.state[f'aux.{k}'], v))
+        for k, v in plain(model).state_dict().items(): self.state[f'aux.{k}'].copy_(torch.where(self.state['taken'], self.state[f'aux.{k}'], v))
         self.state['taken'].fill_(True)
     @torch.no_grad()
     def __call__(self, model, x:Tensor) -> Tensor:
         "Its logits, in eval mode"
-        with evaluating(model): return torch.func.functional_call(model, {k[4:]: v for k, v in self.state.items() if k != 'taken'}, (x,))
+        with evaluating(model): return torch.func.functional_call(plain(model), {k[4:]: v for k, v in self.state.items() if k != 'taken'}, (x,))
 
 class Group:
     "Rule for `reweigh`: 0 for samples of a group ('original' or 'transformed') among those with clean loss below T, else 1"

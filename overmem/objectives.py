@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .attacks import frozen, in_eval, kl_to, no_attack, project, uniform
+from .base import BadRequest
 from .core import Attack, Objective, Step, ce, elapsed, full
 
 # %% ../nbs/20_objectives.ipynb #84c78d27
@@ -118,6 +119,8 @@ class Wrapper:
         "Show the model to what must know it before the first step"
         attached(self.inner, model)
         attached(self.memory, model)
+        twice = set(getattr(self.inner, 'state', {})) & set(getattr(self.memory, 'state', {}))
+        if twice: raise BadRequest(f'two parts of this objective keep a state called {min(twice)}: use one of them')
 
 def phase_of(objective:Objective, t:float):
     "Which of its computations an objective performs at epoch `t`; None if it has but one"

@@ -27,10 +27,11 @@ TRANSFORMS = dict(augmix='augmix(per_image=False)', randaugment='randaugment(per
 
 def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **change) -> Training:
     "One run in the setting `s` (a row of `NATURAL` as a namespace), some of its numbers changed; `K` is the epoch at which DOM begins, half of the epochs unless said"
-    v = dict(K=vars(s)['epochs']//2) | vars(s) | change
+    v = vars(s) | change
+    v.setdefault('K', v['epochs']//2)
     objective = WAYS[way].format(**v, **TRANSFORMS)
     views = [a for a in (v['aug'], TRANSFORMS.get(way)) if a]
-    early = 0 if way in TRANSFORMS else (v['K'] - 1)//v['every']*v['every']
+    early = 0 if way in TRANSFORMS else max(0, v['K'] - 1)//v['every']*v['every']
     return Training(f"{v['paradigm']}-{way}", v['data'], objective, v['model'], schedule(v), v['epochs'], seed, wd=5e-4, aug=f"compose({', '.join(views)})" if len(views) > 1 else ''.join(views), shrink=v['shrink'], n=v['n'], n_test=v['n_test'], attacks=v['attacks'], watch=v['watch'], every=v['every'], best=v['best'],
                     device=device, precision=v['precision'], stand_in=stand_in, fork=early, trunk=v['inner'] if early else '')
 
@@ -56,9 +57,9 @@ def relearned(losses, T:float, group, K:int) -> float:
     low = losses[K - 1:, group] < T
     return (low[:-1] & ~low[1:]).sum()/max(1, low[:-1].sum())
 
-def before_after(series, K:int, width:int=5, skip:int=1) -> tuple:
-    "Means of a series (E,...) over the `width` epochs up to K, and over as many that follow the first `skip` after K (dom.md C2)"
-    return series[max(0, K - width):K].mean(0), series[K + skip:K + skip + width].mean(0)
+def before_after(series, K:int, width:int=5, skip:int=2) -> tuple:
+    "Means of a series (E,...) over the last `width` epochs before the drop, and over as many that follow the first `skip` after it (dom.md C2: 145 to 149 and 152 to 156, counted from zero)"
+    return series[max(0, K - width):K].mean(0), series[min(K + skip, len(series) - 1):K + skip + width].mean(0)
 
 # %% ../nbs/39_overfitting.ipynb #ebcfeb5c
 def test_error(checkpoint:Path, device:str='cpu', n:int=0) -> float:

@@ -15,7 +15,6 @@ import hashlib
 import importlib
 import inspect
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -30,12 +29,12 @@ from .attacks import no_attack
 from .base import BadRequest, RunFailed, nearest, progress, replacing, runs_dir, writable, write_json, write_text
 from .core import Objective, autocast, evaluating, seed_all, seeded, settled
 from .data import Images, Replay, TensorLoader, floats, load, shrink, source, trouble
-from .evaluate import accuracy, evaluate, losses_of
+from .evaluate import accuracy, evaluate, outcomes
 from .expressions import as_objective, make, names_in
 from .objectives import attached, moved
 from .parallel import spread
 from .records import History, Metrics, pages, read_metrics
-from .train import Place, fit, load_checkpoint, load_weights, read_checkpoint, save_checkpoint, sgd
+from .train import Place, fit, load_checkpoint, load_weights, part, read_checkpoint, save_checkpoint, sgd
 
 # %% ../nbs/38_runs.ipynb #f08823b8
 @dataclass(frozen=True)
@@ -173,16 +172,19 @@ def measure(c:Training, model, te) -> dict:
     return out
 
 class Survey:
-    "Losses (E,n) of all training and test images, on pages `<name>-train.npy` and `<name>-test.npy`: clean or under an attack, in eval mode, training images in a fresh view; nan for epochs without a pass"
+    "Losses (E,n) of all training and test images, on pages `<name>-train.npy` and `<name>-test.npy`: clean or under an attack, in eval mode, training images in a fresh view; nan for epochs without a pass. Returns the accuracies on the training images"
     def __init__(self, c:Training, d:Path, tr:Images, te:Images, keep:int):
         self.c, self.parts = c, dict(train=(tr, make(c.aug) if c.aug else None), test=(te, None))
         self.pages = {(name, k): pages(d/f'{name}-{k}.npy', c.epochs, len(v.y), keep) for name in c.watch for k, (v, _) in self.parts.items()}
-    def __call__(self, epoch, model):
+    def __call__(self, epoch, model) -> dict:
+        found = {}
         for (name, k), a in self.pages.items():
             images, aug = self.parts[k]
-            with autocast(self.c.precision, torch.device(self.c.device).type): found = losses_of(model, images.x, images.y, make(self.c.watch[name]) if self.c.watch[name] else no_attack, aug, seed=epoch)
-            a[epoch] = found.float().cpu().numpy()
+            with autocast(self.c.precision, torch.device(self.c.device).type): losses, right = outcomes(model, images.x, images.y, make(self.c.watch[name]) if self.c.watch[name] else no_attack, aug, seed=epoch)
+            a[epoch] = losses.float().cpu().numpy()
             a.flush()
+            if k == 'train': found[f'{name}_train_acc'] = accuracy(right)
+        return found
 
 class Means:
     "Training loss and accuracy of the current epoch, and the share of samples whose weight was zero; a `record` hook, whose sums stay on the device"
@@ -211,11 +213,10 @@ def train(config:dict, d:Path, minutes:float=2., bar=None):
     "Work of one training run: leaves metrics.jsonl (a row per epoch) and last.safetensors in `d`; continues from the checkpoint it finds there, which is written every `minutes`"
     c, last = Training(**config), d/'last.safetensors'
     kept, (tr, te, model, opt, objective) = epochs_done(last, config), prepare(c)
-    if c.fork and not kept: kept, begin = c.fork, branch(c, d)
+    if c.fork and not kept: kept, begin = c.fork, branch(c, config, d, model)
     records = dict(means=Means(c.device)) | (dict(history=History(c.epochs, len(tr.y), d, kept, c.device)) if c.history else {})
-    seen = {f'{name}.{k}': v for name, r in records.items() for k, v in r.state.items()}
-    state = getattr(objective, 'state', {}) | seen
-    at = load_checkpoint(last, model, opt, state) if last.exists() else load_checkpoint(begin, model, opt, seen) if c.fork else Place()
+    state = getattr(objective, 'state', {}) | {f'{name}.{k}': v for name, r in records.items() for k, v in r.state.items()}
+    at = load_checkpoint(last, model, opt, state) if last.exists() else load_checkpoint(begin, model, opt, {k: v for k, v in state.items() if k in part(read_checkpoint(begin)[0], 'state')}) if c.fork else Place()
     survey = Survey(c, d, tr, te, at.epoch)
     metrics, lr, saved, began = Metrics(d/'metrics.jsonl', at.epoch), make(c.lr), [time.time()], [time.time()]
     scores = [r.get(f'{c.best}_acc', -1) for r in read_metrics(d/'metrics.jsonl')]
@@ -231,8 +232,7 @@ def train(config:dict, d:Path, minutes:float=2., bar=None):
         row = dict(epoch=epoch + 1, lr=lr(epoch + 1), **records['means'].take(), seconds=round(time.time() - began[0], 3))
         if c.history: records['history'].close(epoch)
         if (epoch + 1) % c.every == 0 or epoch + 1 == c.epochs:
-            row |= measure(c, model, te)
-            survey(epoch, model)
+            row |= measure(c, model, te) | survey(epoch, model)
         metrics(**row)
         if c.best and row.get(f'{c.best}_acc', -1) > top[0]:
             top[0] = row[f'{c.best}_acc']
@@ -248,14 +248,14 @@ def trunk_of(c:Training) -> Training:
     "The run whose end is where `c` begins; the same for all that fork from it"
     return replace(c, name=f'trunk-{c.data}', objective=c.trunk, trunk='', epochs=c.fork, fork=0)
 
-def branch(c:Training, d:Path) -> Path:
-    "Train what comes before the fork, if nobody has; its records become the first of this run. Returns its checkpoint"
+def branch(c:Training, config:dict, d:Path, model) -> Path:
+    "Train what comes before the fork, if nobody has; its records, and its best checkpoint, become the first of this run. Returns its last checkpoint"
     before = train_run(trunk_of(c))
     for f in before.glob('*.npy'):
         a = np.load(f)
         pages(d/f.name, c.epochs, a.shape[1], 0, a.dtype, np.nan if a.dtype.kind == 'f' else False)[:c.fork] = a
     write_text(d/'metrics.jsonl', (before/'metrics.jsonl').read_text())
-    if c.best: shutil.copyfile(before/'best.safetensors', d/'best.safetensors')
+    if c.best: save_checkpoint(d/'best.safetensors', model, at=load_checkpoint(before/'best.safetensors', model), config=config)
     return before/'last.safetensors'
 
 def train_code(c:Training) -> str:
@@ -312,9 +312,9 @@ def run_all(rows, jobs:int=1, force:bool=False) -> list:
     "Directories of all rows (a list of `Training`), those already finished left alone; `jobs` processes at once"
     for c in rows: check(c)
     dirs = [run_dir(resolved(c), train_code(c)) for c in rows]
-    total, todo = sum(c.epochs for c in rows), [c for c, d in zip(rows, dirs) if force or not (d/'DONE').exists()]
-    shared = list({str(run_dir(resolved(t), train_code(t))): t for t in map(trunk_of, (c for c in todo if c.fork))}.values())
-    if shared: run_all(shared, jobs)                                     # first, or several would wait for the same one
+    total, todo = sum(c.epochs for c in rows), list({d: c for c, d in zip(rows, dirs) if force or not (d/'DONE').exists()}.values())     # each once
+    trunks = [trunk_of(c) for c in todo if c.fork]
+    if trunks: run_all(trunks, jobs, force)                              # first, or several runs would wait for the same one
     with progress(total, f'{len(rows)} runs') as bar:
         bar.update(total - sum(c.epochs for c in todo))
         if jobs == 1 or len(todo) <= 1:
@@ -334,7 +334,15 @@ class Grid:
         self.dirs = dict(zip(grid, run_all(rows, jobs, force)))
         self.rows = {k: collect([c], [self.dirs[k]]) for k, c in grid.items()}
         self.labels = list(dict.fromkeys(label for label, _ in grid))
-        self.seconds, self.images = sum(float(t.seconds.sum()) for t in self.rows.values()), sum((c.n or 50_000)*c.epochs*getattr(as_objective(c.objective), 'replays', 1) for c in rows)
+        self.seconds, self.images = self.spent(grid)
+    def spent(self, grid) -> tuple:
+        "(seconds, images) of its training; a trunk that several runs share counts once"
+        parts = {}
+        for k, c in grid.items():
+            late, per_epoch = self.rows[k].epoch > c.fork, (c.n or 50_000)*getattr(as_objective(c.objective), 'replays', 1)
+            parts[self.dirs[k]] = (self.rows[k].seconds[late].sum(), per_epoch*(c.epochs - c.fork))
+            if c.fork: parts[run_dir(resolved(trunk_of(c)), train_code(trunk_of(c)))] = (self.rows[k].seconds[~late].sum(), per_epoch*c.fork)
+        return tuple(float(sum(v)) for v in zip(*parts.values()))
     def seeds(self, label) -> list:
         "The seeds with which it was trained"
         return [s for l, s in self.rows if l == label]
