@@ -35,7 +35,7 @@ def color(method:str):
 def curves(ax, x, y, label='', color=None, ls='-', each=True):
     "Lines over seeds: y (S, E) against x (E,); the thick line is their mean, nan where nothing was measured"
     y = np.atleast_2d(np.asarray(y, float))
-    line, = ax.plot(x, np.nanmean(y, 0), lw=1.6, ls=ls, color=color, label=label)
+    line, = ax.plot(x, np.ma.masked_invalid(y).mean(0), lw=1.6, ls=ls, color=color, label=label)
     if each and len(y) > 1:
         for row in y: ax.plot(x, row, lw=.5, ls=ls, color=line.get_color(), alpha=.5)
     return line
