@@ -14,7 +14,6 @@ import numpy as np
 
 from .core import digest
 from .evaluate import correct
-from .records import loss_shares
 from .runs import Training, compute, restored, runs_dir
 from .train import read_checkpoint
 
