@@ -6,11 +6,8 @@
 __all__ = ['WAYS', 'TRANSFORMS', 'NATURAL', 'ROBUST', 'TRADES', 'training', 'schedule', 'groups', 'relearned', 'before_after',
            'test_error']
 
-# %% ../nbs/39_overfitting.ipynb #cbdfd8bc
+# %% ../nbs/39_overfitting.ipynb #c3644c84
 from pathlib import Path
-from types import SimpleNamespace
-
-import numpy as np
 
 from .core import digest
 from .evaluate import correct
