@@ -310,11 +310,12 @@ def _row(force:bool, c:Training) -> str: return str(train_run(c, force))
 
 def run_all(rows, jobs:int=1, force:bool=False) -> list:
     "Directories of all rows (a list of `Training`), those already finished left alone; `jobs` processes at once"
+    rows = list(rows)
     for c in rows: check(c)
     dirs = [run_dir(resolved(c), train_code(c)) for c in rows]
     total, todo = sum(c.epochs for c in rows), list({d: c for c, d in zip(rows, dirs) if force or not (d/'DONE').exists()}.values())     # each once
-    trunks = [trunk_of(c) for c in todo if c.fork]
-    if trunks: run_all(trunks, jobs, force)                              # first, or several runs would wait for the same one
+    trunks = {run_dir(resolved(t), train_code(t)): t for t in map(trunk_of, (c for c in todo if c.fork))}
+    if trunks: run_all(trunks.values(), jobs, force)                     # first, or several runs would wait for the same one
     with progress(total, f'{len(rows)} runs') as bar:
         bar.update(total - sum(c.epochs for c in todo))
         if jobs == 1 or len(todo) <= 1:
