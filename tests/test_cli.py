@@ -54,7 +54,7 @@ def test_two_at_a_time_and_a_pattern(overmem):
 
 @pytest.mark.parametrize('args, says', [
     (('run', 'mat_fig11'), "did you mean 'mat_fig1'?"),
-    (('run', 'dom_*'), "no experiment 'dom_*'"),
+    (('run', 'xyz_*'), "no experiment 'xyz_*'"),
     (('run', 'mat_fig1', '--budget', 'labtop'), "did you mean 'laptop'?"),
     (('run', 'mat_fig1', '-p', 'epoch=3'), "did you mean 'epochs'?"),
     (('run', 'mat_fig1', '-p', 'epochs=many'), 'expected a whole number'),
