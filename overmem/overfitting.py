@@ -19,7 +19,7 @@ WAYS = dict(
     baseline='{inner}', dom_re='dom_re({inner}, T={T}, start={K})', original="remove_group({inner}, T={T}, start={K}, group='original')", transformed="remove_group({inner}, T={T}, start={K}, group='transformed')",
     dom_da_augmix='dom_da({inner}, T={T}, start={K}, transform={augmix}, iters={iters[0]}, strength={strength[0]})', dom_da_randaugment='dom_da({inner}, T={T}, start={K}, transform={randaugment}, iters={iters[1]}, strength={strength[1]})',
     dom_re_kept="dom_re({inner}, T={T}, start={K}, divisor='kept')", dom_re_eval="dom_re({inner}, T={T}, start={K}, screen='eval')", random='remove_random({inner}, T={T}, start={K})', shorter='shorten({inner}, T={T}, start={K})',
-    dom_re_mean='dom_re({inner}, T=of_mean(.4), start={K})', dom_re_lowest='dom_re({inner}, T=lowest(.4), start={K})', augmix='{inner}', randaugment='{inner}')
+    augmix='{inner}', randaugment='{inner}')
 TRANSFORMS = dict(augmix='augmix(per_image=False)', randaugment='randaugment(per_image=False)')             # as DOM's code has them: one draw for a batch
 
 def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **change) -> Training:
@@ -33,12 +33,12 @@ def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **chan
                     device=device, precision=v['precision'], stand_in=stand_in, fork=early, trunk=v['inner'] if early else '')
 
 def schedule(v:dict) -> str:
-    "The expression of its learning rate: a tenth after half of the epochs and a hundredth after three quarters, or a triangle"
+    "The expression of its learning rate: a tenth after half of the epochs and a hundredth after three quarters (dom.md 3.2)"
     E = v['epochs']
-    return f"triangle({v['lr']}, {E})" if v['triangle'] else f"staircase({v['lr']}, {{{E//2}: 10, {3*E//4}: 100}})"
+    return f"staircase({v['lr']}, {{{E//2}: 10, {3*E//4}: 100}})"
 
 # %% ../nbs/39_overfitting.ipynb #882bec58
-_SMALL = dict(paradigm='natural', inner='adv()', data='cifar10', arch='PreActResNet 32-64-128', model='preact_resnet(32, (1, 1, 1))', shrink=2, n=2500, n_test=2000, aug='crop_flip(0)', epochs=40, every=1, lr=.1, triangle=False, T=.2, iters=(3, 3), strength=(.5, .1),
+_SMALL = dict(paradigm='natural', inner='adv()', data='cifar10', arch='PreActResNet 32-64-128', model='preact_resnet(32, (1, 1, 1))', shrink=2, n=2500, n_test=2000, aug='crop_flip(0)', epochs=40, every=1, lr=.1, T=.2, iters=(3, 3), strength=(.5, .1),
               attacks={}, watch=dict(clean=''), best='clean', precision='auto')
 _PAPER = dict(_SMALL, arch='PreActResNet-18', model='preact_resnet18()', shrink=1, n=0, n_test=0, aug='crop_flip(4)', epochs=300)
 NATURAL = dict(smoke=dict(_SMALL, model='preact_resnet(8, (1, 1, 1))', n=128, n_test=64, epochs=4, T=2.2, seeds=1), laptop=dict(_SMALL, seeds=8), gpu=dict(_PAPER, epochs=60, seeds=3), full=dict(_PAPER, seeds=3, precision='fp32'))

@@ -112,7 +112,8 @@ def found(python: Path, folder: Path, side: str, names, checkpoint: Path, n: int
 
 def network(name: str) -> tuple:
     "(checkpoint, eps) of a small robustly trained network; it is trained once"
-    from overmem.runs import Training, make, run_all
+    from overmem.expressions import make
+    from overmem.runs import Training, run_all
     config, eps = NETS[name]
     c = Training(f'independent-{name}', **dict(config, seed=0, n_test=1000, attacks=dict(pgd20=f'pgd({eps}, ({eps})/4, 20)'), every=5))
     return run_all([c])[0]/'last.safetensors', make(eps)
