@@ -214,6 +214,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'overmem.dom.dom_da': ('dom.html#dom_da', 'overmem/dom.py'),
                              'overmem.dom.dom_da_masked': ('dom.html#dom_da_masked', 'overmem/dom.py'),
                              'overmem.dom.dom_re': ('dom.html#dom_re', 'overmem/dom.py'),
+                             'overmem.dom.dom_re_own': ('dom.html#dom_re_own', 'overmem/dom.py'),
                              'overmem.dom.evenly': ('dom.html#evenly', 'overmem/dom.py'),
                              'overmem.dom.frozen_stats': ('dom.html#frozen_stats', 'overmem/dom.py'),
                              'overmem.dom.keep': ('dom.html#keep', 'overmem/dom.py'),

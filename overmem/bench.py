@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .augment import augmix, randaugment
 from .base import BadRequest, RunFailed, nearest, replacing, results_dir, writable
 from .core import fast_bf16, keep_memory, seed_all
-from .data import TensorLoader, crop_flip, import_torchvision
+from .data import TensorLoader, import_torchvision
 from .experiment import code_version, device_name
 from .fastat import free_at
 from .groups import GroupDRO
@@ -48,12 +48,12 @@ STEPS = dict(natural='adv()', fgsm='adv(fgsm(8/255))', rs_fgsm='adv(rs_fgsm(8/25
     group_dro='GroupDRO', mat='mat', xrm='XRM')
 
 def objective_of(name:str, y:torch.Tensor, K:int=10, side:int=32, bs:int=128):
-    "The objective of a step of `STEPS`, for a training set with labels y (n,) and images of side x side"
+    "The objective of a step of `STEPS`, or of an expression, for a training set with labels y (n,) and images of side x side"
     if name == 'free_at': return free_at(8/255, bs=bs, shape=(3, side, side)).to(y.device)
     if name == 'group_dro': return GroupDRO(adv(), 4, .01).to(y.device)
     if name == 'mat': return mat(torch.zeros(len(y), K, device=y.device))
     if name == 'xrm': return XRM(y, torch.arange(len(y), device=y.device) % 2 == 0, K)
-    return moved(as_objective(STEPS[name]), y.device)
+    return moved(as_objective(STEPS.get(name, name)), y.device)
 
 def network_of(name:str, expr:str, device, channels_last:bool=False):
     "The network of a step: XRM trains two, everything else one"
@@ -68,15 +68,15 @@ def random_images(n:int, device, side:int=32) -> tuple:
 
 # %% ../nbs/43_bench.ipynb #d2cd734c
 class Contender:
-    "A training step on random images, ready to be repeated; use as a context manager"
-    def __init__(self, name:str, model:str, bs:int, device, precision:str='fp32', capture='off', channels_last:bool=False, keep:bool=False):
+    "A training step on random images, ready to be repeated; `name` is one of `STEPS` or an objective's expression, `aug` that of the augmentation. Use as a context manager"
+    def __init__(self, name:str, model:str, bs:int, device, precision:str='fp32', capture='off', channels_last:bool=False, keep:bool=False, aug:str='crop_flip(4)'):
         seed_all(0)
         if keep: keep_memory()
         x, y, g = random_images(4*bs, device)
         net = network_of(name, model, device, channels_last)
         self.i, self.device, self.stack = torch.arange(bs, device=device), torch.device(device), contextlib.ExitStack()
         self.counts = capture != 'compiled'                              # operations can be counted
-        self.engine = engine(net, TensorLoader(x, y, g, bs=bs, aug=crop_flip(4)), objective_of(name, y, bs=bs), sgd(net), precision, capture, Watch())
+        self.engine = engine(net, TensorLoader(x, y, g, bs=bs, aug=make(aug)), objective_of(name, y, bs=bs), sgd(net), precision, capture, Watch())
         net.train()
     def __enter__(self) -> 'Contender':
         self.step = self.stack.enter_context(self.engine)

@@ -33,8 +33,9 @@ def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **chan
                     device=device, precision=v['precision'], stand_in=stand_in, fork=early, trunk=v['inner'] if early else '')
 
 def schedule(v:dict) -> str:
-    "The expression of its learning rate: a tenth after half of the epochs and a hundredth after three quarters (dom.md 3.2)"
+    "The expression of its learning rate: `lr` itself if it is one, in which {epochs} is their number; if it is a number, a tenth of it after half of the epochs and a hundredth after three quarters (dom.md 3.2)"
     E = v['epochs']
+    if isinstance(v['lr'], str): return v['lr'].format(epochs=E)
     return f"staircase({v['lr']}, {{{E//2}: 10, {3*E//4}: 100}})"
 
 # %% ../nbs/39_overfitting.ipynb #882bec58
