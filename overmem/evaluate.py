@@ -28,13 +28,14 @@ def _right(model, x, y, attack):
 
 @torch.no_grad()
 def outcomes(model, x:Tensor, y:Tensor, attack:Attack=no_attack, aug:Callable|None=None, bs:int=500, seed:int=0) -> tuple:
-    "(cross-entropy (n,), right (n,) bool) of every image under `attack`, of a view drawn by `aug`, in eval mode; `seed` draws views and random starts"
-    def one(x, y):
-        x = x if aug is None else aug(x)
+    "(cross-entropy (n,), right (n,) bool) of every image under `attack`, of a view drawn by `aug`, in eval mode; `seed` draws views, the same ones for every attack, and random starts"
+    def one(k, x, y):
+        if aug is not None:
+            with seeded((seed << 20) + k): x = aug(x)
         with torch.enable_grad(): delta = attack(model, x, y)
         z = model(x + delta)
         return ce(z, y), z.argmax(1) == y
-    with evaluating(model), seeded(seed): return tuple(map(torch.cat, zip(*(one(floats(xb), yb) for xb, yb in zip(x.split(bs), y.split(bs))))))
+    with evaluating(model), seeded(seed): return tuple(map(torch.cat, zip(*(one(k, floats(xb), yb) for k, (xb, yb) in enumerate(zip(x.split(bs), y.split(bs)))))))
 
 def evaluate(model, x:Tensor, y:Tensor, attacks:dict, bs:int=500, seed:int=0) -> dict:
     "{'clean': (n,) bool, name: (n,) bool, ...}: an image counts as robust if it is right clean *and* under the attack. Bad images, labels or logits: BadRequest, in one line"
