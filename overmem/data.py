@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['CIFAR', 'SOURCES', 'READ', 'import_torchvision', 'Source', 'source', 'md5', 'trouble', 'Images', 'read_cifar10',
-           'read_cifar100', 'read_svhn', 'read_mnist', 'read_digits', 'load', 'in_shape', 'fetch', 'shrink', 'floats',
-           'TensorLoader', 'Replay', 'crop_flip', 'rotate', 'compose', 'Coloured', 'coloured_mnist', 'Toy', 'make_toy',
-           'Regression', 'make_regression']
+           'read_cifar100', 'read_svhn', 'read_mnist', 'read_tiny_imagenet', 'read_digits', 'load', 'in_shape', 'fetch',
+           'shrink', 'floats', 'TensorLoader', 'Replay', 'crop_flip', 'rotate', 'compose', 'Coloured', 'coloured_mnist',
+           'Toy', 'make_toy', 'Regression', 'make_regression']
 
-# %% ../nbs/01_data.ipynb #508346ff
+# %% ../nbs/01_data.ipynb #833b5a95
 import hashlib
 import importlib
 import sys
+import zipfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from .base import BadRequest, data_dir, nearest
@@ -71,6 +73,8 @@ SOURCES = dict(
         'MNIST/raw/train-labels-idx1-ubyte': 'a25bea736e30d166cdddb491f175f624',
         'MNIST/raw/t10k-images-idx3-ubyte': '2646ac647ad5339dbf082846283269ea',
         'MNIST/raw/t10k-labels-idx1-ubyte': '27ae3e4e09519cfbb04c329615203637'}),
+    tiny_imagenet=Source(200, (3, 64, 64), (.4802, .4481, .3975), (.2770, .2691, .2821), 'http://cs231n.stanford.edu/tiny-imagenet-200.zip', {
+        'tiny-imagenet-200.zip': '90528d7ca1a48142e341f4ef8d21d0de'}),
     digits=Source(10, (1, 8, 8), (.3053,), (.3765,), 'https://scikit-learn.org/stable/datasets/toy_dataset.html#digits-dataset', {}))
 
 def source(name:str) -> Source:
@@ -128,6 +132,15 @@ def read_mnist(root, train):
     d = import_torchvision().datasets.MNIST(root, train)
     return Images(d.data[:, None], d.targets)
 
+def read_tiny_imagenet(root, train):
+    "Tiny ImageNet as its publisher packed it: 200 classes in the order of their WordNet names, 500 images each to train; the 10,000 of its validation set are the test images, for the published test set has no labels"
+    with zipfile.ZipFile(Path(root)/'tiny-imagenet-200.zip') as z:
+        classes = {w: k for k, w in enumerate(sorted(z.read('tiny-imagenet-200/wnids.txt').decode().split()))}
+        if train: todo = [(n, n.split('/')[2]) for n in z.namelist() if n.startswith('tiny-imagenet-200/train/') and n.endswith('.JPEG')]
+        else: todo = [(f'tiny-imagenet-200/val/images/{v[0]}', v[1]) for v in map(str.split, z.read('tiny-imagenet-200/val/val_annotations.txt').decode().splitlines())]
+        x = [torch.from_numpy(np.array(Image.open(z.open(n)).convert('RGB'))) for n, _ in sorted(todo)]
+    return Images(torch.stack(x).permute(0, 3, 1, 2).contiguous(), torch.tensor([classes[w] for _, w in sorted(todo)]))
+
 def read_digits(root, train):
     "scikit-learn's 1,797 digits, 8 x 8, levels 0-16: the first 1,297 of a fixed permutation train, 500 test"
     from sklearn.datasets import load_digits
@@ -135,7 +148,7 @@ def read_digits(root, train):
     x = torch.from_numpy(d.images*(255/16)).round().to(torch.uint8)[:, None]
     return Images(x, torch.from_numpy(d.target).long()).take(i[:1297] if train else i[1297:])
 
-READ = dict(cifar10=read_cifar10, cifar100=read_cifar100, svhn=read_svhn, mnist=read_mnist, digits=read_digits)
+READ = dict(cifar10=read_cifar10, cifar100=read_cifar100, svhn=read_svhn, mnist=read_mnist, tiny_imagenet=read_tiny_imagenet, digits=read_digits)
 
 # %% ../nbs/01_data.ipynb #f8db33f6
 def load(name:str, root=None, stand_in:bool=False) -> tuple:
@@ -163,7 +176,7 @@ def fetch(name:str, root=None):
     if not trouble(name, root): return
     tv = import_torchvision().datasets
     get = dict(cifar10=lambda: [tv.CIFAR10(root, download=True)], cifar100=lambda: [tv.CIFAR100(root, download=True)], mnist=lambda: [tv.MNIST(root, download=True)],
-               svhn=lambda: [tv.SVHN(root, s, download=True) for s in ('train', 'test')])[name]
+               svhn=lambda: [tv.SVHN(root, s, download=True) for s in ('train', 'test')], tiny_imagenet=lambda: tv.utils.download_url(source(name).page, root))[name]
     try: get()
     except Exception as e: raise BadRequest(f'{name} could not be downloaded ({str(e).splitlines()[0]}): get it by hand from {source(name).page} into {root}') from None
     if trouble(name, root): raise BadRequest(trouble(name, root))

@@ -61,7 +61,7 @@ def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **chan
 
 def data_name(data:str, stand_in:bool=False) -> str:
     "A data set as a table names it"
-    return 'digits' if stand_in else dict(mnist='MNIST', cifar10='CIFAR-10', cifar100='CIFAR-100', svhn='SVHN')[data]
+    return 'digits' if stand_in else dict(mnist='MNIST', cifar10='CIFAR-10', cifar100='CIFAR-100', svhn='SVHN', tiny_imagenet='Tiny ImageNet')[data]
 
 # %% ../nbs/39_single_step.ipynb #56333acb
 class Watched(Grid):
