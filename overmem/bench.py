@@ -66,13 +66,13 @@ def random_images(n:int, device, side:int=32) -> tuple:
     x, y = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=gen), torch.randint(0, 10, (n,), generator=gen)
     return x.to(device), y.to(device), (y % 4).to(device)
 
-# %% ../nbs/43_bench.ipynb #d2cd734c
+# %% ../nbs/43_bench.ipynb #5bc43a3a
 class Contender:
-    "A training step on random images, ready to be repeated; `name` is one of `STEPS` or an objective's expression, `aug` that of the augmentation. Use as a context manager"
-    def __init__(self, name:str, model:str, bs:int, device, precision:str='fp32', capture='off', channels_last:bool=False, keep:bool=False, aug:str='crop_flip(4)'):
+    "A training step, ready to be repeated; `name` is one of `STEPS` or an objective's expression, `aug` that of the augmentation; `images` (x, y, g) are shown in place of random ones. Use as a context manager"
+    def __init__(self, name:str, model:str, bs:int, device, precision:str='fp32', capture='off', channels_last:bool=False, keep:bool=False, aug:str='crop_flip(4)', images:tuple=()):
         seed_all(0)
         if keep: keep_memory()
-        x, y, g = random_images(4*bs, device)
+        x, y, g = images or random_images(4*bs, device)
         net = network_of(name, model, device, channels_last)
         self.i, self.device, self.stack = torch.arange(bs, device=device), torch.device(device), contextlib.ExitStack()
         self.counts = capture != 'compiled'                              # operations can be counted

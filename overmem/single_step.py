@@ -47,15 +47,15 @@ def objective_of(way:str, ramp:float=0, **numbers) -> str:
 MNIST = dict(data='mnist', arch='PreActResNet 16-32-64, stride-2 stem', model='preact_resnet(16, (1, 1, 1), stem=2)', eps='.3', k=1, q=.35, lam=1., m=4, ramp=16, n=5000, n_test=300,
              floor=.2, pair=('fgsm', 'zerograd_zero'), aug='', wd=0., precision='auto', lr=(.1, 2), epochs=30, every=1)
 CIFAR10 = dict(data='cifar10', arch='PreActResNet-18', model='preact_resnet18()', eps='8/255', k=2, q=.35, lam=.2, m=8, ramp=0, n=0, n_test=1000,
-               floor=.2, pair=('rs_fgsm_2eps', 'zerograd'), aug='crop_flip(4)', wd=5e-4, precision='auto', lr=(.2, 2), epochs=15, every=1)
-SETTINGS = dict(smoke=dict(MNIST, epochs=2, ramp=1, n=128, n_test=32, seeds=1), laptop=dict(MNIST, seeds=5), gpu=dict(CIFAR10, seeds=3), full=dict(CIFAR10, precision='fp32', epochs=30, seeds=5))
+               floor=.2, pair=('rs_fgsm_2eps', 'zerograd'), aug='crop_flip(4)', wd=5e-4, precision='auto', lr=(.2, 2), epochs=30, every=1)
+SETTINGS = dict(smoke=dict(MNIST, epochs=2, ramp=1, n=128, n_test=32, seeds=1), laptop=dict(MNIST, seeds=5), gpu=dict(CIFAR10, seeds=3), full=dict(CIFAR10, precision='fp32', seeds=5))
 
 def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **change) -> Training:
     "One run in the setting `s` (a row of `SETTINGS` as a namespace), some of its numbers changed. Free-AT gets as many forward-backward passes as single-step training (one an update against two, rounded to whole epochs) and a fifth of the peak learning rate"
     v = vars(s) | change
     epochs, ramp = (max(1, n*2//v['m']) if way == 'free_at' and n else n for n in (v['epochs'], v['ramp']))
     e, (peak, part), shape = f"({v['eps']})", v['lr'], source(v['data']).shape
-    if way == 'free_at': peak = round(peak/5, 6)
+    if way == 'free_at': peak = v.get('free_peak', round(peak/5, 6))
     return Training(f'single-{way}', v['data'], objective_of(way, ramp, e=e, q=v['q'], k=v['k'], lam=v['lam'], m=v['m'], shape=shape), v['model'], f'triangle({peak}, {epochs}, {max(1, epochs//part)})', epochs, seed, wd=v['wd'], aug=v['aug'],
                     n=v['n'], n_test=v['n_test'], attacks=dict(fgsm=f'fgsm({e})', pgd10=f'pgd({e}, {e}/4, 10)'), probes=dict(cosine=f'grad_alignment({e})'), every=v['every'], best='pgd10', device=device, precision=v['precision'], stand_in=stand_in)
 
