@@ -43,7 +43,7 @@ from .xrm import XRM, Twins
 STEPS = dict(natural='adv()', fgsm='adv(fgsm(8/255))', rs_fgsm='adv(rs_fgsm(8/255, 10/255))', n_fgsm='adv(n_fgsm(8/255))',
     zerograd='adv(zerograd(8/255, q=.35))', multigrad='adv(multigrad(8/255, n=3))', pgd2='adv(pgd(8/255, 4/255, 2))', pgd10='adv(pgd(8/255, 2/255, 10))', grad_align='grad_align(8/255, .2)', free_at='free_at',
     trades='trades(in_eval(to_clean(pgd(8/255, 2/255, 10, loss=kl_to, start=near))), 6.)', mart='mart(in_eval(pgd(8/255, 2/255, 10, start=near)), 5.)', gairat='gairat(8/255, 2/255, 10, begin=0)',
-    dom_re='dom_re(adv(), 2., 0)', dom_re_rs_fgsm='dom_re(adv(rs_fgsm(8/255, 10/255)), 2., 0)',
+    dom_re='dom_re(adv(), 2., 0)', dom_re_own='dom_re_own(adv(), 2., 0)', dom_re_rs_fgsm='dom_re(adv(rs_fgsm(8/255, 10/255)), 2., 0)',
     dom_da='dom_da(adv(), 1e9, 0, augmix(per_image=False), 3, .5)', dom_da_masked='dom_da_masked(adv(), 1e9, 0, augmix(), 3, .5)',
     group_dro='GroupDRO', mat='mat', xrm='XRM')
 
