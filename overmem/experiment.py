@@ -86,14 +86,14 @@ def decide(claim:dict, values:dict, data:str, arch:str, own_setting:bool, contro
     """One row of verdict.json. `claim` has spec, id, claim and rules {quantity: (confirmed, refuted, paper value or None)}; `values` {quantity: value of each seed};
     `own_setting` says whether data and network are the paper's; `controls` {sentence: held?}"""
     stat = {q: (ratio_interval if claim.get('ratios') else interval)(values[q]) for q in claim['rules']}
-    verdicts = [judge(*stat[q][3:], *rule[:2]) for q, rule in claim['rules'].items()]
-    q, (confirmed, refuted, paper) = next(iter(claim['rules'].items()))
-    n = min(s[2] for s in stat.values())
+    verdicts = {q: judge(*stat[q][3:], *rule[:2]) for q, rule in claim['rules'].items()}
+    q = max(verdicts, key=lambda q: ORDER[verdicts[q]])                  # the weakest; of equals the first
+    confirmed, refuted, paper = claim['rules'][q]
     said = lambda yes, no: f'confirmed {yes}' + (f', refuted {no}' if no else '')
-    also = [f'{k}: {_pm(stat[k])}, {said(*r[:2])}' for k, r in list(claim['rules'].items())[1:]]
+    also = [f'{k}: {_pm(stat[k])}, {said(*r[:2])}' for k, r in claim['rules'].items() if k != q]
     threshold = f"{said(confirmed, refuted)}; 95% interval of the {'geometric ' if claim.get('ratios') else ''}mean over seeds"
-    row = _row(claim, q, stat[q][0], stat[q][1], n, paper, threshold, data, arch, also + [note])
-    return _settle(row, max(verdicts, key=ORDER.get), n, own_setting, controls)
+    row = _row(claim, q, *stat[q][:3], paper, threshold, data, arch, also + [note])
+    return _settle(row, verdicts[q], min(s[2] for s in stat.values()), own_setting, controls)
 
 def decide_counts(claim:dict, quantity:str, a, b, data:str, arch:str, own_setting:bool, controls:dict|None=None, note:str='') -> dict:
     "One row of verdict.json for 'happens in all of a, in none of b'; a and b are bool for each seed"
