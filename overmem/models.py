@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PRETRAINED', 'Normalize', 'Net', 'n_params', 'conv3', 'Skip', 'PreActBlock', 'BasicBlock', 'stages', 'pool',
            'preact_resnet', 'preact_resnet18', 'resnet18', 'wide_resnet', 'cnn', 'mlp', 'linear', 'Attention', 'Mlp',
-           'TransformerBlock', 'Patches', 'Transformer', 'vit', 'vit_small', 'from_timm', 'Stacked']
+           'TransformerBlock', 'Patches', 'Transformer', 'vit', 'vit_small', 'pretrained_vit_small', 'from_timm',
+           'Stacked']
 
 # %% ../nbs/02_models.ipynb #2bf8ef13
 from pathlib import Path
@@ -182,19 +183,22 @@ def vit(size:int=32, patch:int=4, dim:int=96, depth:int=4, heads:int=3, K:int=10
     "Vision transformer of free size"
     return Net(nn.Sequential(Normalize(mean, std), Transformer(size, patch, dim, depth, heads, ch)), nn.Linear(dim, K))
 
+def vit_small(K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
+    "ViT-small with patches of 16 at 224 x 224 (dom.md 3.5)"
+    return vit(224, 16, 384, 12, 6, K, ch, mean, std)
+
 PRETRAINED = 'vit_small_patch16_224.safetensors'                         # timm's file, renamed
-def vit_small(pretrained:bool=True, K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
-    "ViT-small with patches of 16 at 224 x 224 (dom.md 3.5), all but the head from timm's pretrained weights, which lie in the data folder"
-    net = vit(224, 16, 384, 12, 6, K, ch, mean, std)
-    return from_timm(net, data_dir()/PRETRAINED) if pretrained else net
+def pretrained_vit_small(K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
+    "`vit_small` with timm's pretrained weights, the head excepted; their file lies in the data folder"
+    return from_timm(vit_small(K, ch, mean, std), data_dir()/PRETRAINED)
 
 def from_timm(net:Net, path:Path) -> Net:
     "The transformer `net` with the weights of a file of timm's, the head excepted; BadRequest if the file is missing or belongs to another network"
-    if not Path(path).is_file(): raise BadRequest(f'{path} is missing: download model.safetensors of timm/vit_small_patch16_224.augreg_in21k_ft_in1k from huggingface.co and save it there, or train from scratch with vit_small(pretrained=False)')
+    if not Path(path).is_file(): raise BadRequest(f'{path} is missing: download model.safetensors of timm/vit_small_patch16_224.augreg_in21k_ft_in1k from huggingface.co and save it there, or train from scratch with vit_small()')
     weights = {k: v for k, v in load_file(path).items() if not k.startswith('head.')}
     ours = net.body[1].state_dict()
-    other = [k for k in {*weights} ^ {*ours}] + [k for k in weights if k in ours and weights[k].shape != ours[k].shape]
-    if other: raise BadRequest(f'{path} does not fit this network ({sorted(other)[0]}): it must be that of timm/vit_small_patch16_224.augreg_in21k_ft_in1k')
+    other = sorted(k for k in {*weights, *ours} if k not in weights or k not in ours or weights[k].shape != ours[k].shape)
+    if other: raise BadRequest(f'{path} does not fit this network ({other[0]}): it must be that of timm/vit_small_patch16_224.augreg_in21k_ft_in1k')
     net.body[1].load_state_dict(weights)
     return net
 
