@@ -30,11 +30,11 @@ from .train import fit, read_checkpoint
 # %% ../nbs/39_single_step.ipynb #ade59c84
 WAYS = dict(
     fgsm='fgsm, eps={e}', rs_fgsm='rs_fgsm, eps={e}, alpha=1.25*{e}', rs_fgsm_2eps='rs_fgsm, eps={e}, alpha=2*{e}', n_fgsm='n_fgsm, eps={e}, k={k}',
-    zerograd='zerograd, eps={e}, q={q}', zerograd_zero='zerograd, eps={e}, q={q}, start=zero', multigrad='multigrad, eps={e}, n=3',
+    zerograd='zerograd, eps={e}, q={q}', zerograd_zero='zerograd, eps={e}, q={q}, start=zero', multigrad='multigrad, eps={e}, n={points}',
     pgd2='pgd, eps={e}, alpha={e}/2, steps=2, start=zero', pgd10='pgd, eps={e}, alpha={e}/4, steps=10', grad_align='grad_align, eps={e}, lam={lam}', free_at='free_at, eps={e}, m={m}, shape={shape}',
     rs_fgsm_short='rs_fgsm, eps={e}, alpha=1.2*{e}', zerograd_random='zerograd_random, eps={e}, q={q}', zerograd_largest='zerograd_largest, eps={e}, q={q}', zerograd_reset='zerograd_reset, eps={e}, q={q}',
     fgsm_short='pgd, eps={e}, alpha=.806*{e}, steps=1, start=zero', random_zero='zerograd_random, eps={e}, q={q}, start=zero',
-    fgsm_eval='crafted_in_eval(fgsm), eps={e}', zerograd_eval='crafted_in_eval(zerograd), eps={e}, q={q}', multigrad_parallel='multigrad_parallel, eps={e}, n=3')
+    fgsm_eval='crafted_in_eval(fgsm), eps={e}', zerograd_eval='crafted_in_eval(zerograd), eps={e}, q={q}', multigrad_parallel='multigrad_parallel, eps={e}, n={points}')
 
 def objective_of(way:str, ramp:float=0, **numbers) -> str:
     "The expression of a way to train; `numbers` fill its braces, `ramp` is the number of epochs over which the radius grows"
@@ -44,9 +44,9 @@ def objective_of(way:str, ramp:float=0, **numbers) -> str:
     return f'ramp({maker}, {ramp}, {said})' if ramp or '(' in maker else f'adv({maker}({said}))'             # the maker of a maker goes only into `ramp`
 
 # %% ../nbs/39_single_step.ipynb #9edbd729
-MNIST = dict(data='mnist', arch='PreActResNet 16-32-64, stride-2 stem', model='preact_resnet(16, (1, 1, 1), stem=2)', eps='.3', k=1, q=.35, lam=1., m=4, ramp=16, n=5000, n_test=300,
+MNIST = dict(data='mnist', arch='PreActResNet 16-32-64, stride-2 stem', model='preact_resnet(16, (1, 1, 1), stem=2)', eps='.3', k=1, q=.35, points=3, lam=1., m=4, ramp=16, n=5000, n_test=300,
              floor=.2, pair=('fgsm', 'zerograd_zero'), aug='', wd=0., precision='auto', lr=(.1, 2), epochs=30, every=1)
-CIFAR10 = dict(data='cifar10', arch='PreActResNet-18', model='preact_resnet18()', eps='8/255', k=2, q=.35, lam=.2, m=8, ramp=0, n=0, n_test=1000,
+CIFAR10 = dict(data='cifar10', arch='PreActResNet-18', model='preact_resnet18()', eps='8/255', k=2, q=.35, points=3, lam=.2, m=8, ramp=0, n=0, n_test=1000,
                floor=.2, pair=('rs_fgsm_2eps', 'zerograd'), aug='crop_flip(4)', wd=5e-4, precision='auto', lr=(.2, 2), epochs=30, every=1)
 SETTINGS = dict(smoke=dict(MNIST, epochs=2, ramp=1, n=128, n_test=32, seeds=1), laptop=dict(MNIST, seeds=5), gpu=dict(CIFAR10, seeds=3), full=dict(CIFAR10, precision='fp32', seeds=5))
 
@@ -56,7 +56,7 @@ def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **chan
     epochs, ramp = (max(1, n*2//v['m']) if way == 'free_at' and n else n for n in (v['epochs'], v['ramp']))
     e, (peak, part), shape = f"({v['eps']})", v['lr'], source(v['data']).shape
     if way == 'free_at': peak = v.get('free_peak', round(peak/5, 6))
-    return Training(f'single-{way}', v['data'], objective_of(way, ramp, e=e, q=v['q'], k=v['k'], lam=v['lam'], m=v['m'], shape=shape), v['model'], f'triangle({peak}, {epochs}, {max(1, epochs//part)})', epochs, seed, wd=v['wd'], aug=v['aug'],
+    return Training(f'single-{way}', v['data'], objective_of(way, ramp, e=e, q=v['q'], points=v['points'], k=v['k'], lam=v['lam'], m=v['m'], shape=shape), v['model'], f'triangle({peak}, {epochs}, {max(1, epochs//part)})', epochs, seed, wd=v['wd'], aug=v['aug'],
                     n=v['n'], n_test=v['n_test'], attacks=dict(fgsm=f'fgsm({e})', pgd10=f'pgd({e}, {e}/4, 10)'), probes=dict(cosine=f'grad_alignment({e})'), every=v['every'], best='pgd10', device=device, precision=v['precision'], stand_in=stand_in)
 
 def data_name(data:str, stand_in:bool=False) -> str:
