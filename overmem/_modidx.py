@@ -337,6 +337,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'overmem.models.preact_resnet18': ('models.html#preact_resnet18', 'overmem/models.py'),
                                 'overmem.models.pretrained_vit_small': ('models.html#pretrained_vit_small', 'overmem/models.py'),
                                 'overmem.models.resnet18': ('models.html#resnet18', 'overmem/models.py'),
+                                'overmem.models.shallow': ('models.html#shallow', 'overmem/models.py'),
                                 'overmem.models.stages': ('models.html#stages', 'overmem/models.py'),
                                 'overmem.models.vit': ('models.html#vit', 'overmem/models.py'),
                                 'overmem.models.vit_small': ('models.html#vit_small', 'overmem/models.py'),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRETRAINED', 'Normalize', 'Net', 'n_params', 'conv3', 'Skip', 'PreActBlock', 'BasicBlock', 'stages', 'pool',
-           'preact_resnet', 'preact_resnet18', 'resnet18', 'wide_resnet', 'cnn', 'mlp', 'linear', 'Attention', 'Mlp',
-           'TransformerBlock', 'Patches', 'Transformer', 'vit', 'vit_small', 'pretrained_vit_small', 'from_timm',
-           'Stacked']
+           'preact_resnet', 'preact_resnet18', 'resnet18', 'wide_resnet', 'cnn', 'shallow', 'mlp', 'linear',
+           'Attention', 'Mlp', 'TransformerBlock', 'Patches', 'Transformer', 'vit', 'vit_small', 'pretrained_vit_small',
+           'from_timm', 'Stacked']
 
 # %% ../nbs/02_models.ipynb #2bf8ef13
 from pathlib import Path
@@ -121,6 +121,10 @@ def cnn(width:int=16, K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
     c = [ch, width, 2*width, 2*width]
     convs = [m for k in range(3) for m in (nn.Conv2d(c[k], c[k + 1], 3, 2 if k else 1, 1), nn.ReLU())]
     return Net(nn.Sequential(Normalize(mean, std), *convs, *pool()), nn.Linear(c[-1], K))
+
+def shallow(filters:int=8, size:int=32, K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
+    "One 3x3 convolution, ReLU and a linear layer on all of its outputs, for images of size x size"
+    return Net(nn.Sequential(Normalize(mean, std), nn.Conv2d(ch, filters, 3, padding=1), nn.ReLU(), nn.Flatten()), nn.Linear(filters*size**2, K))
 
 def mlp(d:int, hidden:tuple=(512, 256), K:int=10, act=nn.ReLU, mean=None, std=None) -> Net:
     "Fully connected: d inputs (images are flattened, normalised if `mean` and `std` are given), hidden layers with `act`, K outputs"

@@ -30,7 +30,7 @@ def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **chan
     objective = WAYS[way].format(**v, **TRANSFORMS)
     views = [a for a in (v['aug'], TRANSFORMS.get(way)) if a]
     early = 0 if way in TRANSFORMS else max(0, v['K'] - 1)//v['every']*v['every']
-    return Training(f"{v['paradigm']}-{way}", v['data'], objective, v['model'], schedule(v), v['epochs'], seed, wd=5e-4, aug=f"compose({', '.join(views)})" if len(views) > 1 else ''.join(views), shrink=v['shrink'], bs=v['bs'], n=v['n'], n_test=v['n_test'], attacks=v['attacks'], watch=v['watch'], every=v['every'], best=v['best'],
+    return Training(f"{v['paradigm']}-{way}", v['data'], objective, v['model'], schedule(v), v['epochs'], seed, wd=v['wd'], aug=f"compose({', '.join(views)})" if len(views) > 1 else ''.join(views), shrink=v['shrink'], bs=v['bs'], n=v['n'], n_test=v['n_test'], attacks=v['attacks'], watch=v['watch'], every=v['every'], best=v['best'],
                     device=device, precision=v['precision'], stand_in=stand_in, fork=early, trunk=v['inner'] if early else '')
 
 def schedule(v:dict) -> str:
@@ -40,7 +40,7 @@ def schedule(v:dict) -> str:
     return f"staircase({v['lr']}, {{{E//2}: 10, {3*E//4}: 100}})"
 
 # %% ../nbs/39_overfitting.ipynb #882bec58
-_SMALL = dict(paradigm='natural', inner='adv()', data='cifar10', arch='PreActResNet 32-64-128', model='preact_resnet(32, (1, 1, 1))', shrink=2, n=2500, n_test=2000, aug='crop_flip(0)', epochs=40, every=1, bs=128, lr=.1, T=.2, iters=(3, 3), strength=(.5, .1),
+_SMALL = dict(paradigm='natural', inner='adv()', data='cifar10', arch='PreActResNet 32-64-128', model='preact_resnet(32, (1, 1, 1))', shrink=2, n=2500, n_test=2000, aug='crop_flip(0)', epochs=40, every=1, bs=128, lr=.1, wd=5e-4, T=.2, iters=(3, 3), strength=(.5, .1),
               attacks={}, watch=dict(clean=''), best='clean', precision='auto')
 _PAPER = dict(_SMALL, arch='PreActResNet-18', model='preact_resnet18()', shrink=1, n=0, n_test=0, aug='crop_flip(4)', epochs=300)
 NATURAL = dict(smoke=dict(_SMALL, model='preact_resnet(8, (1, 1, 1))', n=128, n_test=64, epochs=4, T=2.2, seeds=1), laptop=dict(_SMALL, seeds=8), gpu=dict(_PAPER, epochs=60, seeds=3), full=dict(_PAPER, seeds=3, precision='fp32'))
@@ -49,6 +49,8 @@ NATURAL = dict(smoke=dict(_SMALL, model='preact_resnet(8, (1, 1, 1))', n=128, n_
 _ROBUST = dict(_SMALL, paradigm='multi-step', inner='adv(pgd(8/255, 4/255, 2))', n=2000, n_test=500, every=2, T=1.5, iters=(2, 2), strength=(.5, 0.), attacks=dict(fgsm='fgsm(8/255)', pgd10='pgd(8/255, 2/255, 10)'), watch=dict(clean='', adv='pgd(8/255, 4/255, 2)'), best='pgd10')
 _ROBUST_PAPER = dict(_ROBUST, arch='PreActResNet-18', model='preact_resnet18()', inner='adv(pgd(8/255, 2/255, 10))', shrink=1, n=0, n_test=1000, aug='crop_flip(4)', epochs=200, every=1, attacks=dict(pgd10='pgd(8/255, 2/255, 10)', pgd20='pgd(8/255, 2/255, 20)'), watch=dict(clean='', adv='pgd(8/255, 2/255, 10)'), best='pgd20')
 ROBUST = dict(smoke=dict(_ROBUST, model='preact_resnet(8, (1, 1, 1))', n=128, n_test=64, epochs=4, every=1, seeds=1), laptop=dict(_ROBUST, seeds=5), gpu=dict(_ROBUST_PAPER, epochs=30, seeds=3), full=dict(_ROBUST_PAPER, n_test=0, seeds=3, precision='fp32'))
+_SINGLE = dict(_SMALL, paradigm='single-step', inner='ramp(fgsm, 16, eps=.3)', data='mnist', arch='PreActResNet 16-32-64, stride-2 stem', model='preact_resnet(16, (1, 1, 1), stem=2)', shrink=1, n=5000, n_test=300, aug='', wd=0., epochs=30, lr='triangle(.1, {epochs})', T=.1, iters=(5, 3), strength=(.5, .1),
+               attacks=dict(fgsm='fgsm(.3)', pgd10='pgd(.3, .3/4, 10)'), watch=dict(clean='', adv='fgsm(.3)'), best='pgd10')
 TRADES = dict(laptop='trades(in_eval(to_clean(pgd(8/255, 4/255, 2, loss=kl_to, start=near))), 6.)', full='trades(in_eval(to_clean(pgd(8/255, 2/255, 10, loss=kl_to, start=near))), 6.)')
 
 # %% ../nbs/39_overfitting.ipynb #970b5c96
