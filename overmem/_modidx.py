@@ -475,6 +475,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'overmem.single_step._unpacked': ('single_step.html#_unpacked', 'overmem/single_step.py'),
                                      'overmem.single_step.attack_all': ('single_step.html#attack_all', 'overmem/single_step.py'),
                                      'overmem.single_step.data_name': ('single_step.html#data_name', 'overmem/single_step.py'),
+                                     'overmem.single_step.grad_align_weight': ( 'single_step.html#grad_align_weight',
+                                                                                'overmem/single_step.py'),
                                      'overmem.single_step.objective_of': ('single_step.html#objective_of', 'overmem/single_step.py'),
                                      'overmem.single_step.strong_rows': ('single_step.html#strong_rows', 'overmem/single_step.py'),
                                      'overmem.single_step.training': ('single_step.html#training', 'overmem/single_step.py'),
