@@ -73,6 +73,7 @@ class Watched(Grid):
     def __init__(self, grid:dict, jobs:int=1, force:bool=False, floor:float=.2):
         super().__init__(grid, jobs, force)
         self.floor = floor
+        self.top = 1.08*max(self(k, m).max() for k in self.labels for m in ('clean_acc', 'fgsm_acc'))     # of the panels
     def last(self, label, metric:str='pgd10_acc') -> np.ndarray:
         "(S,) after the last epoch"
         return self(label, metric)[:, -1]
@@ -111,7 +112,7 @@ class Watched(Grid):
         at, end, _ = self.fallen(label)
         for a in at:
             if a is not None: ax.axvline(a, color='k', lw=.4, alpha=.5)
-        ax.set(title=f"{title or label}\n{end.sum()} of {len(end)} collapsed at the end", xlabel='epoch', ylim=(-.02, 1.02))
+        ax.set(title=f"{title or label}\n{end.sum()} of {len(end)} collapsed at the end", xlabel='epoch', ylim=(-.02, self.top))
         ax.title.set_size(8)
 
 # %% ../nbs/39_single_step.ipynb #b19d732a
