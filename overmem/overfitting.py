@@ -51,8 +51,8 @@ _SMALL = dict(paradigm='natural', inner='adv()', data='cifar10', arch='PreActRes
 _PAPER = dict(_SMALL, arch='PreActResNet-18', model='preact_resnet18()', shrink=1, n=0, n_test=0, aug='crop_flip(4)', epochs=300)
 NATURAL = dict(smoke=dict(_SMALL, model='preact_resnet(8, (1, 1, 1))', n=128, n_test=64, epochs=4, T=2.2, seeds=1), laptop=dict(_SMALL, seeds=8), gpu=dict(_PAPER, epochs=60, seeds=3), full=dict(_PAPER, seeds=3, precision='fp32'))
 
-# %% ../nbs/39_overfitting.ipynb #7996cdc3
-_ROBUST = dict(_SMALL, paradigm='multi-step', inner='adv(pgd(8/255, 4/255, 2))', n=2000, n_test=500, every=2, T=1.5, iters=(2, 2), strength=(.5, 0.), attacks=dict(fgsm='fgsm(8/255)', pgd10='pgd(8/255, 2/255, 10)'), watch=dict(clean='', adv='pgd(8/255, 4/255, 2)'), best='pgd10')
+# %% ../nbs/39_overfitting.ipynb #939f12cc
+_ROBUST = dict(_SMALL, paradigm='multi-step', eps='8/255', inner='adv(pgd(8/255, 4/255, 2))', n=2000, n_test=500, every=2, T=1.5, iters=(2, 2), strength=(.5, 0.), attacks=dict(fgsm='fgsm(8/255)', pgd10='pgd(8/255, 2/255, 10)'), watch=dict(clean='', adv='pgd(8/255, 4/255, 2)'), best='pgd10')
 _ROBUST_PAPER = dict(_ROBUST, arch='PreActResNet-18', model='preact_resnet18()', inner='adv(pgd(8/255, 2/255, 10))', shrink=1, n=0, n_test=1000, aug='crop_flip(4)', epochs=200, every=1, attacks=dict(pgd10='pgd(8/255, 2/255, 10)', pgd20='pgd(8/255, 2/255, 20)'), watch=dict(clean='', adv='pgd(8/255, 2/255, 10)'), best='pgd20')
 ROBUST = dict(smoke=dict(_ROBUST, model='preact_resnet(8, (1, 1, 1))', n=128, n_test=64, epochs=4, every=1, seeds=1), laptop=dict(_ROBUST, seeds=5), gpu=dict(_ROBUST_PAPER, epochs=30, seeds=3), full=dict(_ROBUST_PAPER, n_test=0, seeds=3, precision='fp32'))
 TRADES = dict(laptop='trades(in_eval(to_clean(pgd(8/255, 4/255, 2, loss=kl_to, start=near))), 6.)', full='trades(in_eval(to_clean(pgd(8/255, 2/255, 10, loss=kl_to, start=near))), 6.)')
