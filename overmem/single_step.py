@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'CIFAR10', 'SHALLOW', 'MNIST', 'SETTINGS', 'PGD50X10', 'PGD20', 'objective_of', 'training',
-           'grad_align_weight', 'data_name', 'Watched', 'strong_rows', 'attack_all', 'update_norms']
+           'grad_align_weight', 'data_name', 'over', 'Watched', 'strong_rows', 'attack_all', 'update_norms']
 
 # %% ../nbs/39_single_step.ipynb #f163cc5d
 from dataclasses import asdict
@@ -67,7 +67,12 @@ def data_name(data:str, stand_in:bool=False) -> str:
     "A data set as a table names it"
     return 'digits' if stand_in else dict(mnist='MNIST', cifar10='CIFAR-10', cifar100='CIFAR-100', svhn='SVHN', tiny_imagenet='Tiny ImageNet')[data]
 
-# %% ../nbs/39_single_step.ipynb #56333acb
+# %% ../nbs/39_single_step.ipynb #c2737ae8
+def over(a, b) -> np.ndarray:
+    "a/b for arrays of one shape, nan where b is 0"
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    return np.divide(a, b, out=np.full(b.shape, np.nan), where=b != 0)
+
 class Watched(Grid):
     "A grid of runs that may collapse. `floor` is the PGD accuracy from which a network counts as robust"
     def __init__(self, grid:dict, jobs:int=1, force:bool=False, floor:float=.2):
@@ -89,6 +94,10 @@ class Watched(Grid):
             return epochs[low.argmax()]/epochs[-1] if low.any() else 1.
         _, end, robust = self.fallen(label)
         return np.array([np.nan if not r else share(p, self.epochs(label)) if e else 1. for p, e, r in zip(self(label, 'pgd10_acc'), end, robust)])
+    def gone(self, label) -> np.ndarray:
+        "(S,) share of its best PGD-10 accuracy that is gone after the last epoch; nan if it never was robust"
+        best = self(label, 'pgd10_acc').max(1)
+        return np.where(best >= self.floor, 1 - over(self.last(label), best), np.nan)
     def robust(self, label) -> np.ndarray:
         "(S,) whether it ends robust"
         return self.last(label) >= self.floor

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = '''base | core | data models parallel plots | attacks augment records | strong | autoattack objectives | evaluate train |
-            zerograd fastat dom groups xrm mat | expressions | runs | single_step overfitting experiment | runner doctor bench | cli'''
+            zerograd fastat dom groups xrm mat | expressions | runs | single_step experiment | overfitting runner doctor bench | cli'''
 LEVEL = {m: k for k, ms in enumerate(LAYERS.split('|')) for m in ms.split()}
 METHODS = {'zerograd', 'fastat', 'dom', 'groups', 'xrm', 'mat'}
 MODULES = sorted(p for p in (ROOT/'overmem').glob('[!_]*.py'))
