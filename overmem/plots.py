@@ -13,8 +13,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 
-# %% ../nbs/04_plots.ipynb #4fd03a4e
-METHODS = ('clean', 'fgsm', 'rs_fgsm', 'n_fgsm', 'zerograd', 'multigrad', 'pgd2', 'pgd10', 'rs_fgsm_2eps', 'zerograd_zero', 'ERM', 'MAT', 'grad_align', 'free_at', 'zerograd_random', 'zerograd_largest', 'zerograd_reset', 'rs_fgsm_short',
+# %% ../nbs/04_plots.ipynb #84d745be
+METHODS = ('rs_fgsm_2eps', 'fgsm', 'rs_fgsm', 'n_fgsm', 'zerograd', 'multigrad', 'pgd2', 'pgd10', 'clean', 'zerograd_zero', 'ERM', 'MAT', 'grad_align', 'free_at', 'zerograd_random', 'zerograd_largest', 'zerograd_reset', 'rs_fgsm_short',
            'baseline', 'dom_re', 'augmix', 'dom_da_augmix', 'randaugment', 'dom_da_randaugment', 'original', 'transformed')
 
 def style():
@@ -27,7 +27,8 @@ def style():
         set_matplotlib_formats('svg', metadata=dict(Date=None))
 
 def color(method:str):
-    "The colour of a method in every figure"
+    "The colour of a method in every figure; another form of it ('fgsm_eval', 'multigrad_parallel') has the same"
+    method = method.removesuffix('_eval').removesuffix('_parallel')
     colors = sns.color_palette('colorblind', 10) + sns.color_palette('dark', 8) + sns.color_palette('bright', 8)
     return colors[METHODS.index(method) % len(colors)] if method in METHODS else 'grey'
 

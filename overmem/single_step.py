@@ -33,7 +33,6 @@ WAYS = dict(
     zerograd='zerograd, eps={e}, q={q}', zerograd_zero='zerograd, eps={e}, q={q}, start=zero', multigrad='multigrad, eps={e}, n={points}',
     pgd2='pgd, eps={e}, alpha={e}/2, steps=2, start=zero', pgd10='pgd, eps={e}, alpha={e}/4, steps=10', grad_align='grad_align, eps={e}, lam={lam}', free_at='free_at, eps={e}, m={m}, shape={shape}',
     rs_fgsm_short='rs_fgsm, eps={e}, alpha=1.2*{e}', zerograd_random='zerograd_random, eps={e}, q={q}', zerograd_largest='zerograd_largest, eps={e}, q={q}', zerograd_reset='zerograd_reset, eps={e}, q={q}',
-    fgsm_short='pgd, eps={e}, alpha=.806*{e}, steps=1, start=zero', random_zero='zerograd_random, eps={e}, q={q}, start=zero',
     fgsm_eval='crafted_in_eval(fgsm), eps={e}', zerograd_eval='crafted_in_eval(zerograd), eps={e}, q={q}', multigrad_parallel='multigrad_parallel, eps={e}, n={points}')
 
 def objective_of(way:str, ramp:float=0, **numbers) -> str:
