@@ -471,6 +471,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'overmem.single_step.Watched.numbers': ('single_step.html#watched.numbers', 'overmem/single_step.py'),
                                      'overmem.single_step.Watched.panel': ('single_step.html#watched.panel', 'overmem/single_step.py'),
                                      'overmem.single_step.Watched.robust': ('single_step.html#watched.robust', 'overmem/single_step.py'),
+                                     'overmem.single_step.Watched.safe': ('single_step.html#watched.safe', 'overmem/single_step.py'),
                                      'overmem.single_step.Watched.summary': ('single_step.html#watched.summary', 'overmem/single_step.py'),
                                      'overmem.single_step.Watched.survived': ( 'single_step.html#watched.survived',
                                                                                'overmem/single_step.py'),

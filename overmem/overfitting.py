@@ -32,7 +32,7 @@ TRANSFORMS = dict(augmix='augmix(per_image=False)', randaugment='randaugment(per
 def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **change) -> Training:
     "One run in the setting `s` (a row of `NATURAL` as a namespace), some of its numbers changed; `K` is the epoch at which DOM begins, half of the epochs unless said"
     v = vars(s) | change
-    v.setdefault('K', v['epochs']//2)
+    v['K'] = min(v.get('K', v['epochs']//2), max(0, v['epochs'] - 1))
     objective = WAYS[way].format(**v, **TRANSFORMS)
     views = [a for a in (v['aug'], TRANSFORMS.get(way)) if a]
     early = 0 if way in TRANSFORMS else max(0, v['K'] - 1)//v['every']*v['every']
@@ -57,11 +57,11 @@ _ROBUST_PAPER = dict(_ROBUST, arch='PreActResNet-18', model='preact_resnet18()',
 ROBUST = dict(smoke=dict(_ROBUST, model='preact_resnet(8, (1, 1, 1))', n=128, n_test=64, epochs=4, every=1, seeds=1), laptop=dict(_ROBUST, seeds=5), gpu=dict(_ROBUST_PAPER, epochs=30, seeds=3), full=dict(_ROBUST_PAPER, n_test=0, seeds=3, precision='fp32'))
 TRADES = dict(laptop='trades(in_eval(to_clean(pgd(8/255, 4/255, 2, loss=kl_to, start=near))), 6.)', full='trades(in_eval(to_clean(pgd(8/255, 2/255, 10, loss=kl_to, start=near))), 6.)')
 
-# %% ../nbs/40_overfitting.ipynb #6ef2c358
-_SINGLE = dict(_SMALL, paradigm='single-step', inner='adv(fgsm(16/255))', arch=SHALLOW['arch'], model=SHALLOW['model'], n=10_000, n_test=500, epochs=20, lr='triangle(.02, {epochs})', eps='16/255', floor=.12, T=2., iters=(5, 3), strength=(.5, .1),
-               attacks=dict(fgsm='fgsm(16/255)', pgd10='pgd(16/255, 4/255, 10)'), watch={}, best='pgd10', precision='fp32')
+# %% ../nbs/40_overfitting.ipynb #14cd38ff
+_SINGLE = dict(_SMALL, **{k: SHALLOW[k] for k in ('eps', 'floor')}) | {k: SHALLOW[k] for k in ('arch', 'model', 'shrink', 'n', 'n_test', 'epochs', 'every', 'aug', 'wd', 'precision')} | dict(
+    paradigm='single-step', inner='adv(fgsm(16/255))', lr=f"triangle({SHALLOW['lr'][0]}, {{epochs}})", T=2., iters=(5, 3), strength=(.5, .1), attacks=dict(fgsm='fgsm(16/255)', pgd10='pgd(16/255, 4/255, 10)'), watch={}, best='pgd10')
 _SINGLE_PAPER = dict(_SINGLE, inner='adv(rs_fgsm(8/255, 10/255))', arch='PreActResNet-18', model='preact_resnet18()', shrink=1, n=0, n_test=1000, aug='crop_flip(4)', epochs=100, lr='triangle(.2, {epochs})', eps='8/255', floor=.2, attacks=dict(fgsm='fgsm(8/255)', pgd10='pgd(8/255, 2/255, 10)'), precision='auto')
-SINGLE = dict(smoke=dict(_SINGLE, n=128, n_test=64, epochs=4, K=2, seeds=1), laptop=dict(_SINGLE, K=4, seeds=5), gpu=dict(_SINGLE_PAPER, seeds=3), full=dict(_SINGLE_PAPER, n_test=0, seeds=3, precision='fp32'))
+SINGLE = dict(smoke=dict(_SINGLE, n=128, n_test=64, epochs=4, K=2, T=2.4, seeds=1), laptop=dict(_SINGLE, K=4, seeds=5), gpu=dict(_SINGLE_PAPER, seeds=3), full=dict(_SINGLE_PAPER, n_test=0, seeds=3, precision='fp32'))
 
 # %% ../nbs/40_overfitting.ipynb #3d1cd5d0
 def groups(losses, T:float, K:int, after:int) -> tuple:
