@@ -155,7 +155,7 @@ def load(name:str, root=None, stand_in:bool=False) -> tuple:
     """(train, test) `Images` of a data set in `root` (default `$OVERMEM_DATA`, else `data/`).
     With `stand_in` a missing set is replaced by scikit-learn's digits in its shape; a damaged one never is."""
     problem = trouble(name, root)
-    if problem and stand_in and 'damaged' not in problem: return tuple(in_shape(s, source(name).shape) for s in load('digits'))
+    if problem and stand_in and not all((Path(root or data_dir())/f).is_file() for f in source(name).files): return tuple(in_shape(s, source(name).shape) for s in load('digits'))
     if problem: raise BadRequest(problem)
     root = Path(root or data_dir())
     return _read(name, root, tuple(_stamp(root/f) for f in source(name).files))

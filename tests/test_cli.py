@@ -124,7 +124,7 @@ def test_damaged_data(overmem, refused, tmp_path):
     for f in ('train-images', 't10k-images'): (raw/f'{f}-idx3-ubyte').write_bytes(b'cut')
     for f in ('train-labels', 't10k-labels'): (raw/f'{f}-idx1-ubyte').write_bytes(b'cut')
     assert 'damaged' in overmem('data', 'mnist', data=tmp_path/'sets').stdout
-    refused('run', 'zg_curves', says='has the wrong checksum', data=tmp_path/'sets')
+    refused('run', 'zg_norm', says='has the wrong checksum', data=tmp_path/'sets')
 
 
 def test_unwritable_folder(refused, tmp_path):
