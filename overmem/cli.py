@@ -57,7 +57,7 @@ def list_():
         e = describe(path)
         click.echo(f"{name:16} {e['shows']}\n{'':16} {'claims ' + ', '.join(c['id'] for c in e['claims']) if e['claims'] else 'no claims'}; " + '; '.join(f'{b} {t}' for b, t in e['cost'].items()))
         for (n, b), v in have.items():
-            if n == name and b != 'smoke': click.echo(f"{'':16} {b}: {counts(v)}")
+            if n == name and b != 'smoke': click.echo(f"{'':16} {b}: {counts(v) or 'run'}")
 
 @cli.command()
 @click.argument('names', nargs=-1, required=True)

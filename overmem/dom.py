@@ -32,6 +32,9 @@ def frozen_stats(model):
 
 SCREENS = dict(train=lambda model: contextlib.nullcontext(), frozen=frozen_stats, eval=evaluating)
 
+def _checked(screen):
+    if screen not in SCREENS: raise BadRequest(f"screen='{screen}': there are {', '.join(SCREENS)}")
+
 @torch.no_grad()
 def clean_losses(model, x:Tensor, y:Tensor, screen:str='train') -> Tensor:
     "Cross-entropy (N,) of x without attack and without gradient; `screen` is 'train': whatever mode the model is in, 'frozen': the same with running averages left alone, or 'eval'"
@@ -52,7 +55,7 @@ def keep(T:float|Callable, divisor:str='batch', screen:str='train') -> Callable:
 def dom_re(objective:Objective, T:float|Callable, start:float, divisor:str='batch', screen:str='train') -> Objective:
     "DOM with removal (Lin et al. 2024, Algorithm 1): from epoch `start`, samples with clean loss below T do not count; `divisor` is 'batch' (official) or 'kept', `screen` the mode of the screening pass"
     if divisor not in ('batch', 'kept'): raise BadRequest(f"divisor='{divisor}': there are batch and kept")
-    if screen not in SCREENS: raise BadRequest(f"screen='{screen}': there are {', '.join(SCREENS)}")
+    _checked(screen)
     return reweigh(objective, keep(T, divisor, screen), start)
 
 def dom_re_own(objective:Objective, T:float|Callable, start:float) -> Objective:
@@ -118,9 +121,10 @@ class Snapshot:
         with evaluating(model): return torch.func.functional_call(plain(model), {k[4:]: v for k, v in self.state.items() if k != 'taken'}, (x,))
 
 class Group:
-    "Rule for `reweigh`: 0 for samples of a group ('original' or 'transformed') among those with clean loss below T, else 1"
+    "Rule for `reweigh`: 0 for the samples of a group ('original', 'transformed' or 'known'), else 1"
+    MEMBERS = dict(original=lambda then, now: now & then, transformed=lambda then, now: now & ~then, known=lambda then, now: then)
     def __init__(self, T:float, group:str):
-        if group not in ('original', 'transformed'): raise BadRequest(f"group='{group}': there are original and transformed")
+        if group not in self.MEMBERS: raise BadRequest(f"group='{group}': there are {', '.join(self.MEMBERS)}")
         self.T, self.group, self.aux = T, group, Snapshot()
     @property
     def state(self) -> dict: return self.aux.state
@@ -129,34 +133,34 @@ class Group:
         self.aux.take(model)
         then = ce(self.aux(model, b.x), b.y) < self.T
         now = clean_losses(model, b.x, b.y) < self.T
-        return (~(now & (then if self.group == 'original' else ~then))).float()
+        return (~self.MEMBERS[self.group](then, now)).float()
 
 def remove_group(objective:Objective, T:float, start:float, group:str='transformed') -> Objective:
-    "DOM_RE for one group of the removal study (Lin et al. 2024, section 3): 'original' samples had a loss below T at epoch `start` already, 'transformed' ones got it since"
+    "DOM_RE for one group of the removal study (Lin et al. 2024, section 3), by clean loss: 'original' samples are below T now and were at epoch `start`, 'transformed' ones got there since, 'known' ones were at epoch `start`, whatever they are now"
     return reweigh(objective, Group(T, group), start)
 
 # %% ../nbs/31_dom.ipynb #6938217f
 @torch.no_grad()
-def distract(model, x:Tensor, y:Tensor, memorized:Tensor, T:float, transform:Callable, iters:int, strength:float, last:str='accept', compound:bool=True) -> Tensor:
+def distract(model, x:Tensor, y:Tensor, memorized:Tensor, T:float, transform:Callable, iters:int, strength:float, last:str='accept', compound:bool=True, screen:str='train') -> Tensor:
     "Images (N,C,H,W) with those marked in `memorized` (N,) augmented until their loss is at least T, at most `iters` times; forwards the marked ones only"
     x, x0, J = x.clone(), x, memorized.nonzero()[:, 0]
     for k in range(iters):
         if not len(J): break
         now = x[J] if compound else x0[J]
         c = transform(now).clamp(0, 1)
-        ok = clean_losses(model, c, y[J]) >= T
+        ok = clean_losses(model, c, y[J], screen) >= T
         x[J] = _taken(ok, c, now, strength, last == 'accept' and k == iters - 1)
         J = J[~ok]
     return x
 
 @torch.no_grad()
-def distract_masked(model, x:Tensor, y:Tensor, memorized:Tensor, T:float, transform:Callable, iters:int, strength:float, last:str='accept', compound:bool=True) -> Tensor:
+def distract_masked(model, x:Tensor, y:Tensor, memorized:Tensor, T:float, transform:Callable, iters:int, strength:float, last:str='accept', compound:bool=True, screen:str='train') -> Tensor:
     "`distract`, with the whole batch in every forward pass: the same for a model without batch norm, and fixed in shape"
     x0 = x
     for k in range(iters):
         now = x if compound else x0
         c = transform(now).clamp(0, 1)
-        ok = clean_losses(model, c, y) >= T
+        ok = clean_losses(model, c, y, screen) >= T
         x = torch.where(memorized.view(-1, *[1]*(x.dim() - 1)), _taken(ok, c, now, strength, last == 'accept' and k == iters - 1), x)
         memorized = memorized & ~ok
     return x
@@ -166,20 +170,21 @@ def _taken(ok, c, x, strength, all_of_them):
     return c if all_of_them else torch.where(ok.view(-1, *[1]*(x.dim() - 1)), c, (1 - strength)*x + strength*c)
 
 # %% ../nbs/31_dom.ipynb #2d6f61f6
-def dom_da(objective:Objective, T:float|Callable, start:float, transform:Callable, iters:int=3, strength:float=.5, last:str='accept', compound:bool=True) -> Objective:
-    "DOM with augmentation (Lin et al. 2024, Algorithm 1, as the official code has it): from epoch `start`, train on `distract`ed images"
-    return _distracted(objective, T, start, distract, transform, iters, strength, last, compound, 'DOM_DA forwards only the memorized images of a batch (dom_da_masked forwards all)')
+def dom_da(objective:Objective, T:float|Callable, start:float, transform:Callable, iters:int=3, strength:float=.5, last:str='accept', compound:bool=True, screen:str='train') -> Objective:
+    "DOM with augmentation (Lin et al. 2024, Algorithm 1, as the official code has it): from epoch `start`, train on `distract`ed images; `screen` is the mode of the screening pass and of those on candidates"
+    return _distracted(objective, T, start, distract, (transform, iters, strength, last, compound), screen, 'DOM_DA forwards only the memorized images of a batch (dom_da_masked forwards all)')
 
-def dom_da_masked(objective:Objective, T:float|Callable, start:float, transform:Callable, iters:int=3, strength:float=.5, last:str='accept', compound:bool=True) -> Objective:
+def dom_da_masked(objective:Objective, T:float|Callable, start:float, transform:Callable, iters:int=3, strength:float=.5, last:str='accept', compound:bool=True, screen:str='train') -> Objective:
     "DOM_DA with whole batches in every attempt: another algorithm under batch norm, and one that a graph can record"
-    return _distracted(objective, T, start, distract_masked, transform, iters, strength, last, compound)
+    return _distracted(objective, T, start, distract_masked, (transform, iters, strength, last, compound), screen)
 
-def _distracted(objective, T, start, how, transform, iters, strength, last, compound, eager=''):
+def _distracted(objective, T, start, how, choices, screen, eager=''):
+    _checked(screen)
     def wrapped(model, b, t):
         if t < start: return objective(model, b, t)
-        found = clean_losses(model, b.x, b.y)
+        found = clean_losses(model, b.x, b.y, screen)
         limit = threshold(T, found)
-        return objective(model, b._replace(x=how(model, b.x, b.y, found <= limit, limit, transform, iters, strength, last, compound)), t)
+        return objective(model, b._replace(x=how(model, b.x, b.y, found <= limit, limit, *choices, screen)), t)
     return Wrapper(objective, wrapped, lambda t: t >= start, eager)
 
 # %% ../nbs/31_dom.ipynb #5f7aad0b

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUDGETS', 'VERDICTS', 'ORDER', 'COLUMNS', 'settings', 'region', 'interval', 'judge', 'ratio_interval', 'judge_counts',
-           'decide', 'decide_counts', 'table_row', 'readable', 'code_version', 'device_name', 'Results']
+           'judge_never', 'decide', 'decide_counts', 'decide_never', 'table_row', 'readable', 'code_version',
+           'device_name', 'Results']
 
 # %% ../nbs/40_experiment.ipynb #8179d5a8
 import json
@@ -79,6 +80,11 @@ def judge_counts(a:int, n_a:int, b:int, n_b:int, level:float=.05) -> tuple:
     same = (a/n_a >= .5) == (b/n_b >= .5)
     return ('not reproduced' if same or not more and p <= level else 'not testable at this budget'), p
 
+def judge_never(k:int, n:int, rate:float=.05, level:float=.05) -> tuple:
+    "(verdict, p) on 'it never happens', when it happened k times of n: reproduced if never in five or more; refuted when something as rare as `rate` would hardly happen so often (binomial tail p)"
+    p = float(stats.binom.sf(k - 1, n, rate))
+    return ('not reproduced' if p <= level else 'not testable at this budget' if k else 'reproduced' if n >= 5 else 'direction only'), p
+
 # %% ../nbs/40_experiment.ipynb #8227c9ce
 ORDER = {v: k for k, v in enumerate(('reproduced', 'direction only', 'not testable at this budget', 'not reproduced'))}
 
@@ -91,7 +97,7 @@ def decide(claim:dict, values:dict, data:str, arch:str, own_setting:bool, contro
     confirmed, refuted, paper = claim['rules'][q]
     said = lambda yes, no: f'confirmed {yes}' + (f', refuted {no}' if no else '')
     also = [f'{k}: {_pm(stat[k])}, {said(*r[:2])}' for k, r in claim['rules'].items() if k != q]
-    threshold = f"{said(confirmed, refuted)}; 95% interval of the {'geometric ' if claim.get('ratios') else ''}mean over seeds"
+    threshold = f"{said(confirmed, refuted)}; 95% interval of the {'geometric ' if claim.get('ratios') else ''}mean over {claim.get('over', 'seeds')}: {stat[q][3]:.4g} to {stat[q][4]:.4g}"
     row = _row(claim, q, *stat[q][:3], paper, threshold, data, arch, also + [note])
     return _settle(row, verdicts[q], min(s[2] for s in stat.values()), own_setting, controls)
 
@@ -102,6 +108,13 @@ def decide_counts(claim:dict, quantity:str, a, b, data:str, arch:str, own_settin
     said = f'{a.sum()} of {len(a)} against {b.sum()} of {len(b)}, Fisher p = {p:.3g}'
     row = _row(claim, quantity, a.mean() - b.mean(), None, min(len(a), len(b)), None, "confirmed: in all against none, Fisher's exact p <= .05; refuted: both or neither", data, arch, [said, note])
     return _settle(row, verdict, min(len(a), len(b)), own_setting, controls)
+
+def decide_never(claim:dict, quantity:str, happened, data:str, arch:str, own_setting:bool, controls:dict|None=None, note:str='') -> dict:
+    "One row of verdict.json for 'it never happens'; happened is bool for each seed"
+    v = np.asarray(happened, bool)
+    verdict, p = judge_never(v.sum(), len(v))
+    row = _row(claim, quantity, v.mean(), None, len(v), None, 'confirmed: in none of five seeds or more; refuted: in so many that a rate of 5% gives p <= .05', data, arch, [f'{v.sum()} of {len(v)}, p = {p:.3g} if it happened in one of twenty', note])
+    return _settle(row, verdict, len(v), own_setting, controls)
 
 def _pm(s): return f'{s[0]:.4g} ± {s[1]:.2g} ({s[2]})'
 
@@ -114,16 +127,17 @@ def _settle(row, verdict, n, own_setting, controls):
     failed = [s for s, held in (controls or {}).items() if not held]
     if failed: verdict, row['note'] = 'not testable at this budget', f"control failed: {', '.join(failed)}. {row['note']}".strip()
     elif n < 3: verdict, row['note'] = 'not testable at this budget', f"{n} seed{'s' if n != 1 else ''}, three are needed. {row['note']}".strip()
-    elif verdict == 'reproduced' and not own_setting: verdict = 'direction only'
+    elif verdict == 'reproduced' and not own_setting: verdict, row['note'] = 'direction only', f"the rule is met, on other data or another network than the paper's. {row['note']}".strip()
+    elif verdict == 'direction only': row['note'] = f"the effect is there, the rule is not met. {row['note']}".strip()
     return dict(row, verdict=verdict)
 
 # %% ../nbs/40_experiment.ipynb #199ee41e
 COLUMNS = ['dataset', 'arch', 'paradigm', 'method', 'metric', 'mean', 'std', 'n', 'paper_value', 'paper_std', 'diff']
 
-def table_row(dataset, arch, paradigm, method, metric, values, paper_value=None, paper_std=None) -> dict:
-    "One row of table.csv from the values of each seed"
+def table_row(dataset, arch, paradigm, method, metric, values, paper_value=None, paper_std=None, own_setting:bool=True) -> dict:
+    "One row of table.csv from the values of each seed; a difference to the paper's value only if `own_setting`"
     mean, std, n, _, _ = interval(values)
-    return dict(zip(COLUMNS, (dataset, arch, paradigm, method, metric, mean, std if n > 1 else None, n, paper_value, paper_std, None if paper_value is None else mean - paper_value)))
+    return dict(zip(COLUMNS, (dataset, arch, paradigm, method, metric, mean, std if n > 1 else None, n, paper_value, paper_std, mean - paper_value if own_setting and paper_value is not None else None)))
 
 def readable(table:pd.DataFrame) -> pd.DataFrame:
     "Methods down (below data sets and networks, if there are several), metrics across, each cell `mean ± std (n)` and the paper's value after a bar"
@@ -163,6 +177,9 @@ class Results:
     def decide_counts(self, id:str, quantity:str, a, b, data:str, arch:str, own_setting:bool, controls:dict|None=None, note:str=''):
         "Apply Fisher's test to claim `id`: happens in all of a, in none of b"
         self._add(decide_counts(self.claims[id], quantity, a, b, data, arch, own_setting, controls, note))
+    def decide_never(self, id:str, quantity:str, happened, data:str, arch:str, own_setting:bool, controls:dict|None=None, note:str=''):
+        "Apply the binomial rule to claim `id`: it never happens"
+        self._add(decide_never(self.claims[id], quantity, happened, data, arch, own_setting, controls, note))
     def untestable(self, id:str, quantity:str, why:str, data:str, arch:str):
         "Say of claim `id` that this budget can't test it, and why"
         self._add(dict(_row(self.claims[id], quantity, None, None, 0, None, 'none applied', data, arch, [why]), verdict='not testable at this budget'))

@@ -134,19 +134,21 @@ def scrub(nb):
 
 # %% ../nbs/41_runner.ipynb #1221486a
 def run_many(todo:dict, params:dict, jobs:int=1, done=None) -> list:
-    "Run experiments {name: path} with parameters {name: {...}}; `done(name, folder, seconds)` after each. Returns the errors, after all have been tried"
-    side = min(jobs, len(todo))
-    inner = max(1, jobs//max(1, side))
+    "Run experiments {name: path} with parameters {name: {...}}, those that measure times last and one by one; `done(name, folder, seconds)` after each. Returns the errors, after all have been tried"
     os.environ['OVERMEM_HOME'], os.environ['OVERMEM_DATA'] = str(home()), str(data_dir())
-    os.environ['OVERMEM_PROGRESS'] = 'bar' if sys.stderr.isatty() and side == 1 else 'lines'
-    os.environ['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1)//side))
-    def one(name):
+    def one(name, inner):
         began = time.time()
         try: folder = execute(name, todo[name], dict(params[name], jobs=inner), sys.stderr)
         except (BadRequest, RunFailed) as e: return e
         if done: done(name, folder, time.time() - began)
-    if side <= 1: return [e for e in map(one, todo) if e]
-    with ThreadPoolExecutor(side) as pool: return [e for e in pool.map(one, todo) if e]
+    def together(names, side):
+        os.environ['OVERMEM_PROGRESS'] = 'bar' if sys.stderr.isatty() and side == 1 else 'lines'
+        os.environ['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1)//side))
+        if side == 1: return [one(name, jobs) for name in names]
+        with ThreadPoolExecutor(side) as pool: return list(pool.map(lambda name: one(name, jobs//side), names))
+    alone = [name for name in todo if describe(todo[name]).get('alone')]
+    shared = [name for name in todo if name not in alone]
+    return [e for e in together(shared, max(1, min(jobs, len(shared)))) + together(alone, 1) if e]
 
 # %% ../nbs/41_runner.ipynb #a3c0bd51
 def read_results(folder:Path) -> tuple:
