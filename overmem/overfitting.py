@@ -129,10 +129,10 @@ def tenths_panel(ax, x, shared):
     ax.axhline(.1, ls=':', lw=.6, color='k')
     ax.set(ylim=(0, 1), ylabel='overlap')
 
-def robust_bars(ax, last:dict):
-    "For each way the accuracy under PGD-20 beside that under AutoAttack (hatched), points are seeds. last {way: (pgd20 (S,), autoattack (S,))}"
+def robust_bars(ax, last:dict, names:dict=NAMES):
+    "For each way, called as `names` says, the accuracy under PGD-20 beside that under AutoAttack (hatched), points are seeds. last {way: (pgd20 (S,), autoattack (S,))}"
     for j, (way, pair) in enumerate(last.items()):
         for v, dx, hatch in zip(pair, (-.2, .2), ('', '///')):
             ax.bar(j + dx, v.mean(), .4, color=color(way), alpha=.4, hatch=hatch); ax.scatter([j + dx]*len(v), v, s=8, color=color(way))
-    ax.set(xticks=range(len(last)), xticklabels=[NAMES[way].replace('(', '\n(') for way in last], ylabel='last: PGD-20, AutoAttack (hatched)')
+    ax.set(xticks=range(len(last)), xticklabels=[names[way].replace('(', '\n(') for way in last], ylabel='PGD-20, AutoAttack (hatched)')
     ax.tick_params(axis='x', labelsize=6)
