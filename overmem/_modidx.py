@@ -395,6 +395,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'overmem.plots.decision_plane': ('plots.html#decision_plane', 'overmem/plots.py'),
                                'overmem.plots.group_curves': ('plots.html#group_curves', 'overmem/plots.py'),
                                'overmem.plots.image_grid': ('plots.html#image_grid', 'overmem/plots.py'),
+                               'overmem.plots.legend_below': ('plots.html#legend_below', 'overmem/plots.py'),
                                'overmem.plots.loss_heat': ('plots.html#loss_heat', 'overmem/plots.py'),
                                'overmem.plots.panels': ('plots.html#panels', 'overmem/plots.py'),
                                'overmem.plots.style': ('plots.html#style', 'overmem/plots.py')},
