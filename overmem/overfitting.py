@@ -24,7 +24,7 @@ from .train import read_checkpoint
 
 # %% ../nbs/40_overfitting.ipynb #c429857b
 WAYS = dict(
-    baseline='{inner}', dom_re='dom_re({inner}, T={T}, start={K})', **{k: f"remove_group({{inner}}, T={{T}}, start={{K}}, group='{k}')" for k in ('original', 'transformed', 'known')},
+    baseline='{inner}', dom_re='dom_re({inner}, T={T}, start={K})', **{k: f"remove_group({{inner}}, T={{T}}, start={{K}}, group='{k}')" for k in ('original', 'transformed')}, known='remove_known({inner}, T={T}, start={K}, n={images})',
     dom_da_augmix='dom_da({inner}, T={T}, start={K}, transform={augmix}, iters={iters[0]}, strength={strength[0]})', dom_da_randaugment='dom_da({inner}, T={T}, start={K}, transform={randaugment}, iters={iters[1]}, strength={strength[1]})',
     dom_re_kept="dom_re({inner}, T={T}, start={K}, divisor='kept')", dom_re_eval="dom_re({inner}, T={T}, start={K}, screen='eval')", random='remove_random({inner}, T={T}, start={K})', shorter='shorten({inner}, T={T}, start={K})',
     augmix='{inner}', randaugment='{inner}')
@@ -36,7 +36,7 @@ def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **chan
     v = vars(s) | change
     seed += v.get('first', 0)
     v['K'] = begin(v)
-    objective = WAYS[way].format(**v, **TRANSFORMS)
+    objective = WAYS[way].format(**v, **TRANSFORMS, images=v['n'] or 50_000)
     views = [a for a in (v['aug'], TRANSFORMS.get(way)) if a]
     early = 0 if way in TRANSFORMS else max(0, v['K'] - 1)//v['every']*v['every']
     return Training(f"{v['paradigm']}-{way}", v['data'], objective, v['model'], schedule(v), v['epochs'], seed, wd=v['wd'], aug=f"compose({', '.join(views)})" if len(views) > 1 else ''.join(views), shrink=v['shrink'], bs=v['bs'], n=v['n'], n_test=v['n_test'], attacks=v['attacks'], watch=v['watch'], every=v['every'], best=v['best'],
