@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCREENS', 'RECIPES', 'frozen_stats', 'clean_losses', 'threshold', 'keep', 'dom_re', 'dom_re_own', 'of_mean', 'lowest',
-           'at_random', 'evenly', 'remove_random', 'shorten', 'plain', 'Snapshot', 'Group', 'remove_group', 'distract',
-           'distract_masked', 'dom_da', 'dom_da_masked', 'overlap', 'separation']
+           'at_random', 'evenly', 'remove_random', 'shorten', 'plain', 'Snapshot', 'Group', 'remove_group', 'Known',
+           'remove_known', 'distract', 'distract_masked', 'dom_da', 'dom_da_masked', 'overlap', 'separation']
 
 # %% ../nbs/31_dom.ipynb #c30c992a
 import contextlib
@@ -118,11 +118,11 @@ class Snapshot:
     @torch.no_grad()
     def __call__(self, model, x:Tensor) -> Tensor:
         "Its logits, in eval mode"
-        with evaluating(model): return torch.func.functional_call(plain(model), {k[4:]: v for k, v in self.state.items() if k != 'taken'}, (x,))
+        with evaluating(model): return torch.func.functional_call(plain(model), {k[4:]: v for k, v in self.state.items() if k.startswith('aux.')}, (x,))
 
 class Group:
-    "Rule for `reweigh`: 0 for the samples of a group ('original', 'transformed' or 'known'), else 1"
-    MEMBERS = dict(original=lambda then, now: now & then, transformed=lambda then, now: now & ~then, known=lambda then, now: then)
+    "Rule for `reweigh`: 0 for the samples of a group ('original' or 'transformed'), else 1"
+    MEMBERS = dict(original=lambda then, now: now & then, transformed=lambda then, now: now & ~then)
     def __init__(self, T:float, group:str):
         if group not in self.MEMBERS: raise BadRequest(f"group='{group}': there are {', '.join(self.MEMBERS)}")
         self.T, self.group, self.aux = T, group, Snapshot()
@@ -136,8 +136,27 @@ class Group:
         return (~self.MEMBERS[self.group](then, now)).float()
 
 def remove_group(objective:Objective, T:float, start:float, group:str='transformed') -> Objective:
-    "DOM_RE for one group of the removal study (Lin et al. 2024, section 3), by clean loss: 'original' samples are below T now and were at epoch `start`, 'transformed' ones got there since, 'known' ones were at epoch `start`, whatever they are now"
+    "DOM_RE for one group of the removal study (Lin et al. 2024, section 3), by clean loss: 'original' samples are below T now and were at epoch `start`, 'transformed' ones got there since"
     return reweigh(objective, Group(T, group), start)
+
+class Known:
+    "Rule for `reweigh`: 0 for a sample from the first view on whose clean loss the network of the first call has below T, else 1; which they are is a state of n places"
+    def __init__(self, T:float, n:int): self.T, self.n, self.aux = T, n, Snapshot()
+    @property
+    def state(self) -> dict: return self.aux.state
+    def attach(self, model):
+        self.aux.attach(model)
+        self.state['known'] = torch.zeros(self.n, dtype=torch.bool, device=next(model.parameters()).device)
+    def __call__(self, model, b:Batch, t:float) -> Tensor:
+        if not self.state: self.attach(model)
+        self.aux.take(model)
+        known = self.state['known'][b.i] | (ce(self.aux(model, b.x), b.y) < self.T)
+        self.state['known'][b.i] = known
+        return (~known).float()
+
+def remove_known(objective:Objective, T:float, start:float, n:int) -> Objective:
+    "Leave out for good, of n training images, those whose clean loss the network of epoch `start` had below T in a view drawn so far: what is remembered without training"
+    return reweigh(objective, Known(T, n), start)
 
 # %% ../nbs/31_dom.ipynb #6938217f
 @torch.no_grad()

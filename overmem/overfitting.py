@@ -24,7 +24,7 @@ from .train import read_checkpoint
 
 # %% ../nbs/40_overfitting.ipynb #c429857b
 WAYS = dict(
-    baseline='{inner}', dom_re='dom_re({inner}, T={T}, start={K})', **{k: f"remove_group({{inner}}, T={{T}}, start={{K}}, group='{k}')" for k in ('original', 'transformed', 'known')},
+    baseline='{inner}', dom_re='dom_re({inner}, T={T}, start={K})', **{k: f"remove_group({{inner}}, T={{T}}, start={{K}}, group='{k}')" for k in ('original', 'transformed')}, known='remove_known({inner}, T={T}, start={K}, n={images})',
     dom_da_augmix='dom_da({inner}, T={T}, start={K}, transform={augmix}, iters={iters[0]}, strength={strength[0]})', dom_da_randaugment='dom_da({inner}, T={T}, start={K}, transform={randaugment}, iters={iters[1]}, strength={strength[1]})',
     dom_re_kept="dom_re({inner}, T={T}, start={K}, divisor='kept')", dom_re_eval="dom_re({inner}, T={T}, start={K}, screen='eval')", random='remove_random({inner}, T={T}, start={K})', shorter='shorten({inner}, T={T}, start={K})',
     augmix='{inner}', randaugment='{inner}')
@@ -36,7 +36,7 @@ def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **chan
     v = vars(s) | change
     seed += v.get('first', 0)
     v['K'] = begin(v)
-    objective = WAYS[way].format(**v, **TRANSFORMS)
+    objective = WAYS[way].format(**v, **TRANSFORMS, images=v['n'] or 50_000)
     views = [a for a in (v['aug'], TRANSFORMS.get(way)) if a]
     early = 0 if way in TRANSFORMS else max(0, v['K'] - 1)//v['every']*v['every']
     return Training(f"{v['paradigm']}-{way}", v['data'], objective, v['model'], schedule(v), v['epochs'], seed, wd=v['wd'], aug=f"compose({', '.join(views)})" if len(views) > 1 else ''.join(views), shrink=v['shrink'], bs=v['bs'], n=v['n'], n_test=v['n_test'], attacks=v['attacks'], watch=v['watch'], every=v['every'], best=v['best'],
@@ -129,10 +129,10 @@ def tenths_panel(ax, x, shared):
     ax.axhline(.1, ls=':', lw=.6, color='k')
     ax.set(ylim=(0, 1), ylabel='overlap')
 
-def robust_bars(ax, last:dict):
-    "For each way the accuracy under PGD-20 beside that under AutoAttack (hatched), points are seeds. last {way: (pgd20 (S,), autoattack (S,))}"
+def robust_bars(ax, last:dict, names:dict=NAMES):
+    "For each way, called as `names` says, the accuracy under PGD-20 beside that under AutoAttack (hatched), points are seeds. last {way: (pgd20 (S,), autoattack (S,))}"
     for j, (way, pair) in enumerate(last.items()):
         for v, dx, hatch in zip(pair, (-.2, .2), ('', '///')):
             ax.bar(j + dx, v.mean(), .4, color=color(way), alpha=.4, hatch=hatch); ax.scatter([j + dx]*len(v), v, s=8, color=color(way))
-    ax.set(xticks=range(len(last)), xticklabels=[NAMES[way].replace('(', '\n(') for way in last], ylabel='last: PGD-20, AutoAttack (hatched)')
+    ax.set(xticks=range(len(last)), xticklabels=[names[way].replace('(', '\n(') for way in last], ylabel='PGD-20, AutoAttack (hatched)')
     ax.tick_params(axis='x', labelsize=6)

@@ -3,14 +3,14 @@ import pytest
 import torch
 from overmem.attacks import kl_to, near, pgd, rs_fgsm, to_clean
 from overmem.core import Batch, seeded
-from overmem.dom import dom_da, dom_da_masked, dom_re, dom_re_own, lowest, remove_group, remove_random
+from overmem.dom import dom_da, dom_da_masked, dom_re, dom_re_own, lowest, remove_group, remove_known, remove_random
 from overmem.groups import GroupDRO
 from overmem.models import preact_resnet
 from overmem.objectives import adv, gairat, mart, trades
 
 EPS = 8/255
 INNER = dict(natural=adv(), rs_fgsm=adv(rs_fgsm(EPS, 1.25*EPS)), trades=trades(to_clean(pgd(EPS, EPS/2, 2, loss=kl_to, start=near))), mart=mart(pgd(EPS, EPS/2, 2)), gairat=gairat(EPS, EPS/2, 2, begin=0))
-DOM = dict(dom_re=lambda o: dom_re(o, 2.3, 0), adaptive=lambda o: dom_re(o, lowest(.4), 0), own=lambda o: dom_re_own(o, lowest(.4), 0), random=lambda o: remove_random(o, 2.3, 0), group=lambda o: remove_group(o, 2.3, 0, 'original'),
+DOM = dict(dom_re=lambda o: dom_re(o, 2.3, 0), adaptive=lambda o: dom_re(o, lowest(.4), 0), own=lambda o: dom_re_own(o, lowest(.4), 0), random=lambda o: remove_random(o, 2.3, 0), group=lambda o: remove_group(o, 2.3, 0, 'original'), known=lambda o: remove_known(o, 2.3, 0, 32),
            dom_da=lambda o: dom_da(o, 2.3, 0, lambda x: x.flip(-1), iters=1), masked=lambda o: dom_da_masked(o, 2.3, 0, lambda x: x.flip(-1), iters=1))
 
 
@@ -30,7 +30,7 @@ def test_dom_around_an_objective(dom, inner):
     with seeded(1): plain = INNER[inner](net, b, 1.)
     with seeded(1): s = DOM[dom](INNER[inner])(network(), b, 1.)
     s.loss.backward()
-    if dom in ('dom_re', 'adaptive', 'own', 'random', 'group'):
+    if dom in ('dom_re', 'adaptive', 'own', 'random', 'group', 'known'):
         assert 0 < (s.w == 0).sum() < len(b.y)
         if plain.w is None: assert set(s.w.tolist()) == {0., 1.}
         else: assert s.w.max() > 1                                       # GAIRAT's own weights are still in there
