@@ -127,8 +127,8 @@ def _settle(row, verdict, n, own_setting, controls):
     failed = [s for s, held in (controls or {}).items() if not held]
     if failed: verdict, row['note'] = 'not testable at this budget', f"control failed: {', '.join(failed)}. {row['note']}".strip()
     elif n < 3: verdict, row['note'] = 'not testable at this budget', f"{n} seed{'s' if n != 1 else ''}, three are needed. {row['note']}".strip()
-    elif verdict == 'reproduced' and not own_setting: verdict, row['note'] = 'direction only', f"the rule is met, on other data or another network than the paper's. {row['note']}".strip()
-    elif verdict == 'direction only': row['note'] = f"the effect is there, the rule is not met. {row['note']}".strip()
+    elif verdict == 'reproduced' and not own_setting: verdict, row['note'] = 'direction only', f"the rule is met, though not in the paper's own setting. {row['note']}".strip()
+    elif verdict == 'direction only': row['note'] = f"not refuted, but the rule is not met. {row['note']}".strip()
     return dict(row, verdict=verdict)
 
 # %% ../nbs/40_experiment.ipynb #199ee41e

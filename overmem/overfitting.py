@@ -56,12 +56,12 @@ def schedule(v:dict) -> str:
 _SMALL = dict(paradigm='natural', inner='adv()', data='cifar10', arch='PreActResNet 32-64-128', model='preact_resnet(32, (1, 1, 1))', shrink=2, n=2500, n_test=2000, aug='crop_flip(0)', epochs=40, every=1, bs=128, lr=.1, wd=5e-4, T=.2, iters=(3, 3), strength=(.5, .1),
               attacks={}, watch=dict(clean=''), best='clean', precision='auto')
 _PAPER = dict(_SMALL, arch='PreActResNet-18', model='preact_resnet18()', shrink=1, n=0, n_test=0, aug='crop_flip(4)', epochs=300)
-NATURAL = dict(smoke=dict(_SMALL, model='preact_resnet(8, (1, 1, 1))', n=128, n_test=64, epochs=4, T=2.2, seeds=1), laptop=dict(_SMALL, seeds=8), gpu=dict(_PAPER, epochs=60, seeds=3), full=dict(_PAPER, seeds=3, precision='fp32'))
+NATURAL = dict(smoke=dict(_SMALL, model='preact_resnet(8, (1, 1, 1))', n=128, n_test=64, epochs=4, T=2.2, seeds=1), laptop=dict(_SMALL, seeds=8, first=10), gpu=dict(_PAPER, epochs=60, seeds=3), full=dict(_PAPER, seeds=3, precision='fp32'))
 
 # %% ../nbs/40_overfitting.ipynb #812f6ca3
 _ROBUST = dict(_SMALL, paradigm='multi-step', eps='8/255', inner='adv(pgd(8/255, 4/255, 2))', n=2000, n_test=500, every=2, T=1.5, iters=(2, 2), strength=(.5, 0.), attacks=dict(fgsm='fgsm(8/255)', pgd10='pgd(8/255, 2/255, 10)'), watch=dict(clean='', adv='pgd(8/255, 4/255, 2)'), best='pgd10')
 _ROBUST_PAPER = dict(_ROBUST, arch='PreActResNet-18', model='preact_resnet18()', inner='adv(pgd(8/255, 2/255, 10))', shrink=1, n=0, n_test=1000, aug='crop_flip(4)', epochs=200, every=1, attacks=dict(pgd10='pgd(8/255, 2/255, 10)', pgd20='pgd(8/255, 2/255, 20)'), watch=dict(clean='', adv='pgd(8/255, 2/255, 10)'), best='pgd20')
-ROBUST = dict(smoke=dict(_ROBUST, model='preact_resnet(8, (1, 1, 1))', n=128, n_test=64, epochs=4, every=1, seeds=1), laptop=dict(_ROBUST, seeds=5), gpu=dict(_ROBUST_PAPER, epochs=30, seeds=3), full=dict(_ROBUST_PAPER, n_test=0, seeds=3, precision='fp32'))
+ROBUST = dict(smoke=dict(_ROBUST, model='preact_resnet(8, (1, 1, 1))', n=128, n_test=64, epochs=4, every=1, seeds=1), laptop=dict(_ROBUST, seeds=5, first=10), gpu=dict(_ROBUST_PAPER, epochs=30, seeds=3), full=dict(_ROBUST_PAPER, n_test=0, seeds=3, precision='fp32'))
 TRADES = dict(laptop='trades(in_eval(to_clean(pgd(8/255, 4/255, 2, loss=kl_to, start=near))), 6.)', full='trades(in_eval(to_clean(pgd(8/255, 2/255, 10, loss=kl_to, start=near))), 6.)')
 
 # %% ../nbs/40_overfitting.ipynb #326b92f3
@@ -109,11 +109,11 @@ def _right(config):
 def pgd20_error(checkpoint:Path, eps:str, n:int, device:str='cpu') -> float:
     "Share of the first n test images (0: of all) that a checkpoint in the folder of a run gets wrong under PGD-20 of radius `eps`; computed once"
     where = Path(checkpoint)
-    return 1 - compute(dict(name='pgd20', checkpoint=f'{where.parent.name}/{where.name}', weights=digest(read_checkpoint(where)[0]), n=n, eps=eps, device=device), _resists, ('evaluate', 'runs'))['ok'].mean()
+    return 1 - compute(dict(name='pgd20', checkpoint=f'{where.parent.name}/{where.name}', weights=digest(read_checkpoint(where)[0]), n=n, eps=eps, device=device, attack=PGD20['pgd20']), _resists, ('evaluate', 'runs'))['ok'].mean()
 
 def _resists(config):
     _, model, te = restored(runs_dir()/config['checkpoint'], config['n'], config['device'])
-    return dict(ok=evaluate(model, te.x, te.y, dict(pgd20=make(PGD20['pgd20'].format(e=f"({config['eps']})"))))['pgd20'].cpu())
+    return dict(ok=evaluate(model, te.x, te.y, dict(pgd20=make(config['attack'].format(e=f"({config['eps']})"))))['pgd20'].cpu())
 
 # %% ../nbs/40_overfitting.ipynb #f353d1e2
 EDGES = (.5, 1., 1.5, 2., 2.5)                                           # of the paper's bins of the loss in adversarial training
