@@ -134,5 +134,5 @@ def robust_bars(ax, last:dict, names:dict=NAMES):
     for j, (way, pair) in enumerate(last.items()):
         for v, dx, hatch in zip(pair, (-.2, .2), ('', '///')):
             ax.bar(j + dx, v.mean(), .4, color=color(way), alpha=.4, hatch=hatch); ax.scatter([j + dx]*len(v), v, s=8, color=color(way))
-    ax.set(xticks=range(len(last)), xticklabels=[names[way].replace('(', '\n(') for way in last], ylabel='PGD-20, AutoAttack (hatched)')
+    ax.set(xticks=range(len(last)), xticklabels=[names[way].replace('(', '\n(') for way in last], ylabel='PGD-20, AutoAttack (hatched)', ylim=(0, max(.1, 1.05*max(v.max() for pair in last.values() for v in pair))))
     ax.tick_params(axis='x', labelsize=6)
