@@ -105,7 +105,7 @@ def decide_counts(claim:dict, quantity:str, a, b, data:str, arch:str, own_settin
     "One row of verdict.json for 'happens in all of a, in none of b'; a and b are bool for each seed"
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     verdict, p = judge_counts(a.sum(), len(a), b.sum(), len(b))
-    said = f'{a.sum()} of {len(a)} against {b.sum()} of {len(b)}, Fisher p = {p:.3g}'
+    said = f'{a.sum()} of {len(a)} against {b.sum()} of {len(b)} (95% intervals of the shares {_share(a)} and {_share(b)}), Fisher p = {p:.3g}'
     row = _row(claim, quantity, a.mean() - b.mean(), None, min(len(a), len(b)), None, "confirmed: in all against none, Fisher's exact p <= .05; refuted: both or neither", data, arch, [said, note])
     return _settle(row, verdict, min(len(a), len(b)), own_setting, controls)
 
@@ -113,10 +113,12 @@ def decide_never(claim:dict, quantity:str, happened, data:str, arch:str, own_set
     "One row of verdict.json for 'it never happens'; happened is bool for each seed"
     v = np.asarray(happened, bool)
     verdict, p = judge_never(v.sum(), len(v))
-    row = _row(claim, quantity, v.mean(), None, len(v), None, 'confirmed: in none of five seeds or more; refuted: in so many that a rate of 5% gives p <= .05', data, arch, [f'{v.sum()} of {len(v)}, p = {p:.3g} if it happened in one of twenty', note])
+    row = _row(claim, quantity, v.mean(), None, len(v), None, 'confirmed: in none of five seeds or more; refuted: in so many that a rate of 5% gives p <= .05', data, arch, [f'{v.sum()} of {len(v)} (95% interval of the share {_share(v)}), p = {p:.3g} if it happened in one of twenty', note])
     return _settle(row, verdict, len(v), own_setting, controls)
 
 def _pm(s): return f'{s[0]:.4g} ± {s[1]:.2g} ({s[2]})'
+
+def _share(happened): return '{:.2f} to {:.2f}'.format(*stats.binomtest(int(happened.sum()), len(happened)).proportion_ci())       # exact, by Clopper and Pearson
 
 def _row(claim, quantity, value, std, n, paper, threshold, data, arch, notes):
     num = lambda v: None if v is None or not math.isfinite(v) else float(f'{v:.6g}')
@@ -127,6 +129,7 @@ def _settle(row, verdict, n, own_setting, controls):
     failed = [s for s, held in (controls or {}).items() if not held]
     if failed: verdict, row['note'] = 'not testable at this budget', f"control failed: {', '.join(failed)}. {row['note']}".strip()
     elif n < 3: verdict, row['note'] = 'not testable at this budget', f"{n} seed{'s' if n != 1 else ''}, three are needed. {row['note']}".strip()
+    elif verdict == 'not testable at this budget': row['note'] = f"the interval reaches what would refute, and more. {row['note']}".strip()
     elif verdict == 'reproduced' and not own_setting: verdict, row['note'] = 'direction only', f"the rule is met, though not in the paper's own setting. {row['note']}".strip()
     elif verdict == 'direction only': row['note'] = f"not refuted, but the rule is not met. {row['note']}".strip()
     return dict(row, verdict=verdict)

@@ -70,10 +70,10 @@ def parameters(path:Path) -> list:
 
 # %% ../nbs/41_runner.ipynb #32972874
 def select(names) -> dict:
-    "{name: path} of the experiments that names or patterns ('dom_*', 'all') stand for"
+    "{name: path} of the experiments that names or patterns ('dom_*', 'all') stand for; a figure or table that shares a notebook is found by its own name, too"
     have, out = experiments(), {}
     for n in names:
-        hits = {k: v for k, v in have.items() if n == 'all' or fnmatch(k, n)}
+        hits = {k: v for k, v in have.items() if n == 'all' or fnmatch(k, n)} or {k: v for k, v in have.items() if n in describe(v).get('also', ())}
         if not hits: raise BadRequest(f"no experiment '{n}': {nearest(n, have)}")
         out |= hits
     return out

@@ -131,7 +131,7 @@ class Watched(Grid):
         at, end, _ = self.fallen(label)
         for a in at:
             if a is not None: ax.axvline(a, color='k', lw=.4, alpha=.5)
-        ax.set(title=f"{title or label}\n{end.sum()} of {len(end)} collapsed at the end", xlabel='epoch', ylim=(-.02, self.top))
+        ax.set(title=f"{title or label}\n{sum(a is not None for a in at)} of {len(end)} fell, {end.sum()} for good", xlabel='epoch', ylim=(-.02, self.top))
         ax.title.set_size(8)
 
 # %% ../nbs/39_single_step.ipynb #b19d732a
