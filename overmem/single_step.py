@@ -61,10 +61,9 @@ def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **chan
     return Training(f'single-{way}', v['data'], objective_of(way, ramp, e=e, q=v['q'], points=v['points'], k=v['k'], lam=v['lam'], m=v['m'], shape=(c, *(k//v['shrink'] for k in sides))), v['model'], f'triangle({peak}, {epochs}, {max(1, epochs//part)})', epochs, seed, wd=v['wd'], aug=v['aug'], shrink=v['shrink'],
                     n=v['n'], n_test=v['n_test'], attacks=dict(fgsm=f'fgsm({e})', pgd10=f'pgd({e}, {e}/4, 10)'), probes=dict(cosine=f'grad_alignment({e})'), every=v['every'], best='pgd10', device=device, precision=v['precision'], stand_in=stand_in)
 
-def seeds_of(s, n:int=0) -> range:
-    "The seeds that the first n runs (0: as many as it says) in the setting `s` really have"
-    first = getattr(s, 'first', 0)
-    return range(first, first + (n or s.seeds))
+def seeds_of(grid:dict) -> list:
+    "The seeds of all runs {key: Training}, in order"
+    return sorted({c.seed for c in grid.values()})
 
 def grad_align_weight(eps:str) -> float:
     "GradAlign's weight at a radius, by the rule of its code for CIFAR-10 (zerograd.md 9): 0.2 at 8/255, 2 at 16/255"
