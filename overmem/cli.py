@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['verbose', 'NAMED', 'Commands', 'cli', 'main', 'list_', 'run', 'report', 'data', 'named_attacks', 'method', 'Lines',
-           'train', 'eval_', 'evaluated', 'bench', 'doctor']
+           'train', 'eval_', 'evaluated', 'bench', 'doctor', 'mem', 'tell_scores']
 
 # %% ../nbs/44_cli.ipynb #b24198fb
 import os
@@ -316,3 +316,49 @@ def doctor():
     found = examine()
     for f in found: click.echo(f"{dict(ok='ok', missing='!!', note='--')[f.state]}  {f.what:12} {f.says}")
     if any(f.state == 'missing' for f in found): sys.exit(1)
+
+# %% ../nbs/44_cli.ipynb #5c0e3a12
+@cli.command()
+@click.option('--dataset', default='cifar10', show_default=True, help='Data set, or module:function, a function () -> (train, test) `Images` of yours')
+@click.option('--models', default=200, show_default=True, help='How many are trained; more of the same go on from there.')
+@click.option('--frac', default=.7, show_default=True, help='Share of the training images in each subset.')
+@click.option('--n', default=0, help='Training images  [default: all]')
+@click.option('--n-test', default=0, help='Test images  [default: all]')
+@click.option('--classes', default='', help='Only these, comma-separated  [default: all]')
+@click.option('--shrink', default=0, help='Average images over blocks of this size  [default: 2 on a CPU where it divides them, else 1]')
+@click.option('--engine', default='networks', show_default=True, help='networks: one after another; many: a batch of small networks; nearest: 1-nearest-neighbour, which needs no training')
+@click.option('--model', default='', help='Expression, or module:function, a function () -> network of yours  [default: preact_resnet(16, stem=2), on a GPU preact_resnet(64)]')
+@click.option('--epochs', default=16, show_default=True)
+@click.option('--lr', default='', help='Expression  [default: triangle(.4, EPOCHS, EPOCHS/5)]')
+@click.option('--bs', default=0, help='Batch size  [default: 256, on a GPU 512]')
+@click.option('--wd', default=5e-4, show_default=True, help='Weight decay')
+@click.option('--aug', default='', help='Expression, e.g. "crop_flip(4)"; networks must still fit their subsets')
+@click.option('--at-once', default=0, help='Models in one computation  [default: 10 with many, 100 with nearest]')
+@click.option('--seed', default=0, show_default=True, help='Of subsets and trainings.')
+@click.option('--rank', default=0, show_default=True, help='Shard of this process ...')
+@click.option('--world', default=1, show_default=True, help='... and how many there are; the last to finish writes the scores')
+@click.option('--jobs', default=1, show_default=True, type=click.IntRange(1), help='Processes at once.')
+@click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda or cuda:N')
+@click.option('--out', type=click.Path(path_type=Path), help='Folder of the scores  [default: scores-MODELS in the folder of the models]')
+@click.option('--force', is_flag=True, help='Train finished models again.')
+@verbose
+def mem(dataset, models, n, n_test, classes, shrink, engine, model, rank, world, jobs, out, force, frac, seed, device, **recipe):
+    "Memorization and influence scores of a data set, from networks trained on random subsets of it; a killed command goes on where it was."
+    from overmem.core import device as find
+    from overmem.ensembles import Study
+    from overmem.scores import images_of, memorize, network_of, recipe_of
+    load, at = images_of(dataset, n, n_test, classes, shrink, find(device))
+    study = Study(load, network_of(model, load, find(device)), recipe_of(engine, device=find(device), **recipe), engine, frac, seed, name=f"mem-{dataset.replace(':', '-')}")
+    out = out or study.folder()/f'scores-{models}'
+    about = memorize(study, models, out, rank, world, jobs, force, at)
+    if about: tell_scores(about, out)
+    else: click.echo(f'shard {rank} of {world} is done; when the others are, run the same command without --rank and --world to get the scores')
+
+def tell_scores(about:dict, folder):
+    "Print the summary of scores, its cautions, and where they are"
+    a = about
+    click.echo(f"{a['models']} models, each on {a['frac']:.0%} of {a['images']} images: right on {a['p_in']:.4f} of what they saw, on {a['test_acc']:.3f} of {a['test_images']} test images")
+    click.echo(f"memorization: {a['mem_above_15']:.1%} above .15, {a['mem_above_25']:.1%} at least .25; standard error {a['se_mean']:.3f} on average, {a['se_largest']:.3f} at most" + (f"; reliability {a['reliability']:.3f}" if a['reliability'] else ''))
+    click.echo(f"influence: {a['pairs']} pairs at least .15, on {a['affected']} test images; {a['pairs_by_chance']:.0f} would be found by chance")
+    for c in a['cautions']: click.echo(f'caution: {c}')
+    click.echo(folder)

@@ -96,6 +96,16 @@ def test_two_at_a_time_and_a_pattern(overmem):
     (('bench', '--agreement', '--budget', 'labtop'), "did you mean 'laptop'?"),
     (('bench', '--steps', 'pdg10'), "did you mean 'pgd10'?"),
     (('bench', '--model', 'preact_resnt(4)', '--steps', 'natural'), "did you mean 'preact_resnet'?"),
+    (('mem', '--dataset', 'mnits'), "did you mean 'mnist'?"),
+    (('mem', '--dataset', 'cifar10'), 'overmem data cifar10 --get'),
+    (('mem', '--dataset', 'digits', '--models', '1'), 'at least two'),
+    (('mem', '--dataset', 'digits', '--frac', '.713'), 'denominator'),
+    (('mem', '--dataset', 'digits', '--engine', 'netwroks'), "did you mean 'networks'?"),
+    (('mem', '--dataset', 'digits', '--model', 'mpl(64)'), "did you mean 'mlp'?"),
+    (('mem', '--dataset', 'digits', '--rank', '2', '--world', '2'), 'ranks go from 0'),
+    (('mem', '--dataset', 'digits', '--shrink', '3'), 'does not divide'),
+    (('mem', '--dataset', 'mine:load', '--model', 'mine:net'), 'run this where mine.py lies'),
+    (('mem', '--dataset', 'digits', '--epochs', '0'), 'epochs=0: at least 1'),
     (('eval', 'nowhere.safetensors', '--eps', '8'), 'a radius lies between 0 and 1'),
     (('eval', 'nowhere.safetensors', '--attack', 'sqare'), "did you mean 'square'?"),
     (('eval', 'nowhere.safetensors'), 'no checkpoint at nowhere.safetensors'),
@@ -290,6 +300,52 @@ def test_autoattack_killed_and_resumed(overmem, jobs):
     assert overmem(*args).returncode == 0
     assert results() == resumed and sum(resumed['aa']) <= sum(resumed['pgd10'])
     assert {b for b, ok in zip(resumed['aa_by'], resumed['aa']) if ok} <= {-1} and json.loads((run/'last.eval.json').read_text())['attacks']['aa'].startswith('autoattack')
+
+
+MEM = ('mem', '--dataset', 'digits', '--model', 'mlp(64, (64,))', '--models', '30', '--epochs', '10', '--lr', 'constant(.1)', '--bs', '32')
+
+
+def test_a_shard_killed_and_started_again(overmem):
+    "kill -9 to one of two shards; started again it trains only what is missing, and the scores are those of one process"
+    folders = lambda: [*(overmem.home/'data'/'runs').glob('mem-digits-*')]
+    rows = lambda: {f.name: f.stat().st_mtime_ns for d in folders() for f in d.glob('row-*.npz')}
+    p = subprocess.Popen([OVERMEM, *MEM, '--rank', '0', '--world', '2'], env=os.environ | dict(OVERMEM_HOME=str(overmem.home), OVERMEM_DATA=str(overmem.home)))
+    while len(rows()) < 3 and p.poll() is None: time.sleep(.01)
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    first = rows()
+    assert 3 <= len(first) < 15 and all(int(n[4:9]) % 2 == 0 for n in first), first
+    r = overmem(*MEM, '--rank', '1', '--world', '2')
+    assert r.returncode == 0 and 'shard 1 of 2 is done' in r.stdout, r.stderr
+    r = overmem(*MEM, '--rank', '0', '--world', '2')
+    assert r.returncode == 0 and 'reliability' in r.stdout, r.stderr
+    assert len(rows()) == 30 and all(rows()[n] == t for n, t in first.items())
+    found = Path(r.stdout.strip().splitlines()[-1])
+    assert {f.name for f in found.iterdir()} >= {'scores.npz', 'summary.json', 'most_memorized.csv', 'most_memorized.png', 'pairs.csv', 'high_infl_pairs_infl0.15_mem0.25.npz'}
+    again = overmem(*MEM, '--force', '--jobs', '2', '--out', overmem.home/'again')
+    assert again.returncode == 0, again.stderr
+    a, b = np.load(found/'scores.npz'), np.load(overmem.home/'again'/'scores.npz')
+    assert set(a) == set(b) and all(np.array_equal(a[k], b[k], equal_nan=a[k].dtype.kind == 'f') for k in a)
+    folder, = folders()
+    (folder/'row-00004.npz').write_bytes((folder/'row-00005.npz').read_bytes())
+    r = overmem(*MEM)
+    assert r.returncode == 2 and 'row-00004.npz belongs to another study: its subset' in r.stderr, r.stderr
+
+
+def test_memorization_of_ones_own_data_and_network(overmem):
+    (overmem.home/'mine.py').write_text("""
+import torch
+from torch import nn
+from overmem.data import Images
+def load():
+    x = torch.randint(256, (60, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    y = (x.float().mean((1, 2, 3)) > 127).long()
+    return Images(x[:40], y[:40]), Images(x[40:], y[40:])
+def network(): return nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+""")
+    for jobs in ('1', '2'):
+        r = overmem('mem', '--dataset', 'mine:load', '--model', 'mine:network', '--models', '20', '--epochs', '3', '--jobs', jobs, '--force')
+        assert r.returncode == 0 and '20 models, each on 70% of 40 images' in r.stdout, r.stderr
 
 
 def test_doctor(overmem):
