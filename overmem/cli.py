@@ -346,7 +346,9 @@ def mem(dataset, models, n, n_test, classes, shrink, engine, model, rank, world,
     "Memorization and influence scores of a data set, from networks trained on random subsets of it; a killed command goes on where it was."
     from overmem.core import device as find
     from overmem.ensembles import Study
+    from overmem.plots import style
     from overmem.scores import images_of, memorize, network_of, recipe_of
+    style()
     load, at = images_of(dataset, n, n_test, classes, shrink, find(device))
     study = Study(load, network_of(model, load, find(device)), recipe_of(engine, device=find(device), **recipe), engine, frac, seed, name=f"mem-{dataset.replace(':', '-')}")
     out = out or study.folder()/f'scores-{models}'

@@ -32,7 +32,7 @@ from .parallel import spread
 from .runs import code_hash, run_dir, source_of
 from .train import fit, sgd
 
-# %% ../nbs/39_ensembles.ipynb #9bdd8237
+# %% ../nbs/39_ensembles.ipynb #bc219c90
 @dataclass(frozen=True)
 class Named:
     "A function () -> (train, test) `Images`: a data set of `overmem data`, or part of it"
@@ -42,28 +42,31 @@ class Named:
     classes: tuple = ()           # only these classes, renumbered in this order; (): all
     shrink: int = 1               # average images over blocks of this size
     flip: float = 0.              # share of the training labels replaced by another class, at random
+    flip_seed: int = 0
     stand_in: bool = False        # digits may replace missing data
     @property
     def K(self) -> int: return len(self.classes) or source(self.name).K
     def at(self) -> tuple:
         "Positions (n,) of its training and (n',) of its test images in the whole sets"
-        return tuple(_chosen(v.y, self.classes, n) for v, n in zip(self._whole(), (self.n, self.n_test)))
+        return tuple(_chosen(v.y, self.classes, n) for v, n in zip(self.whole(), (self.n, self.n_test)))
     def flipped(self) -> Tensor:
         "(n,) bool: the training labels that were replaced"
         at = self.at()[0]
-        return torch.isin(torch.arange(len(at)), torch.randperm(len(at), generator=torch.Generator().manual_seed(1))[:round(self.flip*len(at))])
+        return torch.isin(torch.arange(len(at)), torch.randperm(len(at), generator=torch.Generator().manual_seed(2*self.flip_seed + 1))[:round(self.flip*len(at))])
     def __call__(self) -> tuple:
         if min(source(self.name).shape[1:]) % self.shrink: raise BadRequest(f'shrink={self.shrink}: does not divide images of {" x ".join(map(str, source(self.name).shape[1:]))}')
         if not 0 <= self.flip < 1: raise BadRequest(f'flip={self.flip}: a share of the labels, below 1')
         wrong = [c for c in self.classes if not 0 <= c < source(self.name).K]
         if wrong or len(set(self.classes)) < len(self.classes): raise BadRequest(f'classes {self.classes}: different numbers from 0 to {source(self.name).K - 1}')
-        tr, te = (v.take(i) for v, i in zip(self._whole(), self.at()))
+        tr, te = (v.take(i) for v, i in zip(self.whole(), self.at()))
         if self.shrink > 1: tr, te = shrink(tr, self.shrink), shrink(te, self.shrink)
         if self.classes: tr, te = (Images(v.x, _renumbered(v.y, self.classes)) for v in (tr, te))
         if not self.flip: return tr, te
-        other = 1 + torch.randint(self.K - 1, (len(tr.y),), generator=torch.Generator().manual_seed(2))
+        other = 1 + torch.randint(self.K - 1, (len(tr.y),), generator=torch.Generator().manual_seed(2*self.flip_seed + 2))
         return Images(tr.x, torch.where(self.flipped(), (tr.y + other) % self.K, tr.y)), te
-    def _whole(self): return load(self.name, stand_in=self.stand_in)
+    def whole(self) -> tuple:
+        "The whole (train, test) sets"
+        return load(self.name, stand_in=self.stand_in)
 
 def _chosen(y, classes, n):
     at = torch.arange(len(y)) if not classes else torch.isin(y, torch.tensor(classes)).nonzero()[:, 0]

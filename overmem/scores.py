@@ -6,7 +6,7 @@
 __all__ = ['summary', 'cautions', 'score_arrays', 'write_scores', 'memorized_figure', 'pairs_figure', 'memorize', 'images_of',
            'network_of', 'recipe_of', 'imported']
 
-# %% ../nbs/39_scores.ipynb #448f0a4a
+# %% ../nbs/39_scores.ipynb #7c1a365a
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -20,7 +20,7 @@ from .base import BadRequest, replacing, write_json
 from .data import Images, source, trouble
 from .ensembles import Ensemble, Named, Network, Recipe, Study, fill, gather
 from .memorization import (Scores, accidental_pairs, blocks_of, confident_sets, example_sets, fit_check, high_pairs, infl_blocks, mem_scores, partners, split_half, typical_noise)
-from .plots import image_grid, style
+from .plots import image_grid
 
 # %% ../nbs/39_scores.ipynb #89df8e83
 def summary(e:Ensemble, s:Scores, y_tr, y_te, frac:float=.7) -> dict:
@@ -95,10 +95,9 @@ def pairs_figure(tr:Images, te:Images, pairs:pd.DataFrame, n:int=20):
     x = [v for i, j in zip(p.tr_idx, p.tt_idx) for v in (tr.x[i].cpu(), te.x[j].cpu())]
     return image_grid(np.stack(x), [t for i, v in zip(p.tr_idx, p.infl) for t in (f'train {int(tr.y[i])}', f'test +{v:.2f}')])
 
-# %% ../nbs/39_scores.ipynb #97958179
+# %% ../nbs/39_scores.ipynb #739a471f
 def memorize(study:Study, models:int, folder:Path, rank:int=0, world:int=1, jobs:int=1, force:bool=False, at:tuple|None=None) -> dict:
     "Train this shard's models and, if by then none is missing, write the scores into `folder`; returns their summary, {} while other shards have models to train"
-    style()
     fill(study, models, rank, world, jobs, force)
     if world > 1 and not all(study.file(k).exists() for k in range(models)): return {}
     return write_scores(folder, gather(study, models), *study.data(), study.frac, at)
