@@ -345,14 +345,14 @@ def doctor():
 def mem(dataset, models, n, n_test, classes, shrink, engine, model, rank, world, jobs, out, force, frac, seed, device, **recipe):
     "Memorization and influence scores of a data set, from networks trained on random subsets of it; a killed command goes on where it was."
     from overmem.core import device as find
-    from overmem.ensembles import Study
     from overmem.plots import style
     from overmem.scores import images_of, memorize, network_of, recipe_of
+    from overmem.studies import Study
     style()
-    load, at = images_of(dataset, n, n_test, classes, shrink, find(device))
-    study = Study(load, network_of(model, load, find(device)), recipe_of(engine, device=find(device), **recipe), engine, frac, seed, name=f"mem-{dataset.replace(':', '-')}")
-    out = out or study.folder()/f'scores-{models}'
-    about = memorize(study, models, out, rank, world, jobs, force, at)
+    load = images_of(dataset, n, n_test, classes, shrink, find(device))
+    study = Study(load, network_of(model, load, find(device), engine), recipe_of(engine, device=find(device), **recipe), engine, frac, seed, name=f"mem-{dataset.replace(':', '-')}")
+    named = dict(at=load.at(), classes=load.classes) if ':' not in dataset else {}
+    about, out = memorize(study, models, out, rank, world, jobs, force, **named)
     if about: tell_scores(about, out)
     else: click.echo(f'shard {rank} of {world} is done; when the others are, run the same command without --rank and --world to get the scores')
 

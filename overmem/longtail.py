@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLASSES', 'SETTINGS', 'study', 'planted', 'auroc', 'controls', 'removals', 'proxy_runs', 'stand_in', 'known_scores']
 
-# %% ../nbs/40_longtail.ipynb #4a785ab5
+# %% ../nbs/40_longtail.ipynb #0d5e3d2f
 from dataclasses import replace
 from functools import partial
 
@@ -14,27 +14,28 @@ from sklearn.metrics import roc_auc_score
 
 from .base import BadRequest
 from .data import trouble
-from .ensembles import Named, Network, Recipe, Study, ensemble
+from .ensembles import Named, Network, Recipe
 from .memorization import fit_check, mem_scores, published
 from .parallel import spread
 from .proxies import Proxies, proxies_of
 from .runs import compute
+from .studies import Study, ensemble
 
-# %% ../nbs/40_longtail.ipynb #68f76d7a
+# %% ../nbs/40_longtail.ipynb #9856a151
 CLASSES = (44, 19, 93, 90, 71, 69, 37, 95, 53, 91)
 _SMALL = dict(data=Named('cifar100', classes=CLASSES, shrink=2), size='10 classes', nets=dict(
     resnet=('PreActResNet 16-32-64', 'preact_resnet(16, stem=2)', 'networks', Recipe(16, 'triangle(.4, 16, 3)', 256)),
     conv=('one convolution', 'shallow(32, 16)', 'networks', Recipe(16, 'triangle(.05, 16, 3)', 64, 0.)),
-    mlp=('MLP 256', 'mlp(768, (256,))', 'networks', Recipe(30, 'triangle(.1, 30, 6)', 256, 0.))), models=dict(resnet=200, conv=100, mlp=1000))
+    mlp=('MLP 256', 'mlp(768, (256,))', 'networks', Recipe(30, 'triangle(.1, 30, 6)', 256, 0.))), models=dict(resnet=200, conv=100, mlp=1000), alike=('mlp', 'conv'))
 _LARGE = dict(data=Named('cifar100'), size='whole', nets=dict(
     resnet=('PreActResNet 64-128-256', 'preact_resnet(64)', 'networks', Recipe(24, 'triangle(.4, 24, 5)', 512, aug='crop_flip(0)')),
     conv=('ResNet-18', 'resnet18()', 'networks', Recipe(24, 'triangle(.2, 24, 5)', 512, aug='crop_flip(0)')),
-    mlp=('MLP 1024', 'mlp(3072, (1024,))', 'many', Recipe(40, 'triangle(.1, 40, 8)', 512, 0., at_once=20))), models=dict(resnet=100, conv=40, mlp=1000))
+    mlp=('MLP 1024', 'mlp(3072, (1024,))', 'many', Recipe(40, 'triangle(.1, 40, 8)', 512, 0., at_once=20))), models=dict(resnet=200, conv=40, mlp=1000), alike=('resnet', 'conv'))
 _PLANTED = dict(planted=Named('mnist', n=5000, n_test=1000, shrink=2, flip=.05), planted_net=('MLP 256', 'mlp(196, (256,))', 'many', Recipe(40, 'triangle(.3, 40, 6)', 128, 0., at_once=10)), planted_models=50)
 _TINY = Recipe(2, 'constant(.1)', 64)
 SETTINGS = dict(
     smoke=dict(data=Named('cifar100', n=240, n_test=80, shrink=2, stand_in=True), size='240 images', nets=dict(resnet=('PreActResNet 4-8', 'preact_resnet(4, (1, 1), stem=2)', 'networks', _TINY), conv=('one convolution', 'shallow(4, 16)', 'networks', _TINY), mlp=('MLP 16', 'mlp(768, (16,))', 'networks', _TINY)),
-               models=dict(resnet=20, conv=20, mlp=40), planted=Named('mnist', n=240, n_test=80, shrink=2, flip=.05, stand_in=True), planted_net=('MLP 16', 'mlp(196, (16,))', 'many', replace(_TINY, at_once=10)), planted_models=20, seeds=1),
+               models=dict(resnet=20, conv=20, mlp=20), alike=('mlp', 'conv'), planted=Named('mnist', n=240, n_test=80, shrink=2, flip=.05, stand_in=True), planted_net=('MLP 16', 'mlp(196, (16,))', 'many', replace(_TINY, at_once=10)), planted_models=20, seeds=1),
     laptop=_SMALL | _PLANTED | dict(seeds=5), gpu=_LARGE | _PLANTED | dict(seeds=3),
     full=_LARGE | _PLANTED | dict(seeds=5, nets=_LARGE['nets'] | dict(resnet=('PreActResNet-18', 'preact_resnet18()', 'networks', Recipe(80, 'triangle(.2, 80, 12)', 128, aug="crop_flip(4, mode='constant')"))), models=dict(resnet=4000, conv=1000, mlp=4000)))
 

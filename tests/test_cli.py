@@ -106,6 +106,9 @@ def test_two_at_a_time_and_a_pattern(overmem):
     (('mem', '--dataset', 'digits', '--shrink', '3'), 'does not divide'),
     (('mem', '--dataset', 'mine:load', '--model', 'mine:net'), 'run this where mine.py lies'),
     (('mem', '--dataset', 'digits', '--epochs', '0'), 'epochs=0: at least 1'),
+    (('mem', '--dataset', 'digits', '--n', '-5'), 'cannot be negative'),
+    (('mem', '--dataset', 'digits', '--frac', 'nan'), 'denominator'),
+    (('mem', '--dataset', 'digits', '--model', 'mlp(60)'), 'does not take images of 1 x 8 x 8'),
     (('eval', 'nowhere.safetensors', '--eps', '8'), 'a radius lies between 0 and 1'),
     (('eval', 'nowhere.safetensors', '--attack', 'sqare'), "did you mean 'square'?"),
     (('eval', 'nowhere.safetensors'), 'no checkpoint at nowhere.safetensors'),
@@ -340,12 +343,29 @@ from overmem.data import Images
 def load():
     x = torch.randint(256, (60, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     y = (x.float().mean((1, 2, 3)) > 127).long()
-    return Images(x[:40], y[:40]), Images(x[40:], y[40:])
-def network(): return nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    return (x[:40], y[:40]), Images(x[40:], y[40:])
+class Net(nn.Sequential):
+    def __init__(self): super().__init__(nn.Flatten(), nn.Linear(16, 2))
+def network(): return Net()
 """)
-    for jobs in ('1', '2'):
-        r = overmem('mem', '--dataset', 'mine:load', '--model', 'mine:network', '--models', '20', '--epochs', '3', '--jobs', jobs, '--force')
+    args = ('mem', '--dataset', 'mine:load', '--models', '20', '--epochs', '3')
+    for more in (('--model', 'mine:network'), ('--model', 'mine:network', '--jobs', '2', '--force'), ('--model', 'mine:Net'), ('--engine', 'nearest')):
+        r = overmem(*args, *more)
         assert r.returncode == 0 and '20 models, each on 70% of 40 images' in r.stdout, r.stderr
+    folders = lambda: {d.name for d in (overmem.home/'data'/'runs').glob('mem-mine-load-*')}
+    before, text = folders(), (overmem.home/'mine.py').read_text()
+    (overmem.home/'mine.py').write_text(text.replace('nn.Linear(16, 2)', 'nn.Linear(16, 3)'))
+    assert overmem(*args, '--model', 'mine:network').returncode == 0 and len(folders() - before) == 1      # another network, other models
+
+
+def test_scores_overwrite_nothing(overmem, refused):
+    (overmem.home/'mine').mkdir()
+    (overmem.home/'mine'/'thesis.txt').write_text('mine')
+    args = ('mem', '--dataset', 'digits', '--engine', 'nearest', '--models', '20')
+    refused(*args, '--out', 'mine', says='holds thesis.txt')
+    assert (overmem.home/'mine'/'thesis.txt').read_text() == 'mine'
+    refused(*args, '--out', '.', says='choose another --out')
+    for _ in range(2): assert overmem(*args, '--out', 'new').returncode == 0
 
 
 def test_doctor(overmem):
