@@ -22,7 +22,7 @@ from .ensembles import Named, Network, Recipe
 from .memorization import Scores, accidental_pairs, confident_sets, example_sets, fit_check, high_pairs, infl_blocks, mem_scores, pair_se, partners, shrunk_mem, split_half, typical_noise
 from .plots import image_grid
 from .runs import locked
-from .studies import Ensemble, Study, fill, gather, row_file
+from .studies import Ensemble, Study, check, fill, gather, row_file
 from .subsets import blocks_of
 
 # %% ../nbs/39_scores.ipynb #5899826c
@@ -112,6 +112,8 @@ def pairs_figure(tr:Images, te:Images, pairs:pd.DataFrame, n:int=20):
 # %% ../nbs/39_scores.ipynb #5722cb2f
 def memorize(study:Study, models:int, folder:Path|None=None, rank:int=0, world:int=1, jobs:int=1, force:bool=False, at:tuple|None=None, classes=()) -> tuple:
     "Train this shard's models and, if by then none is missing, write the scores into `folder` (default scores-MODELS beside the models). Returns (their summary, the folder); the summary is {} while other shards have models to train"
+    check(study, models)
+    study.chunks(models, rank, world)                                    # refuses a wrong rank
     folder = for_scores(folder or study.folder()/f'scores-{models}')
     fill(study, models, rank, world, jobs, force)
     rows = study.folder()

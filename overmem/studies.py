@@ -96,8 +96,9 @@ def told(f:Callable) -> str:
     try: return f'{f.__qualname__} of {digest({}, inspect.getsource(inspect.getmodule(f)))}'
     except (OSError, TypeError): return f.__qualname__                   # typed in, no file
 
-def check(study:Study):
-    "Refuse a study that can't be run, before anything is written"
+def check(study:Study, models:int=2):
+    "Refuse a study, or a number of models, that can't be had, before anything is written"
+    if models < 2: raise BadRequest(f'{models} models: at least two are needed, one with an example and one without')
     r = study.recipe
     if study.engine not in ENGINES: raise BadRequest(f"no engine '{study.engine}': {nearest(study.engine, ENGINES)}")
     for k in ('epochs', 'bs', 'at_once'):
@@ -153,9 +154,8 @@ def _chunk(study:Study, folder:Path, wait:bool, rows):
 
 def fill(study:Study, models:int, rank:int=0, world:int=1, jobs:int=1, force:bool=False):
     "Train those of the first `models` rows that belong to this shard and have no file yet, `jobs` chunks at once"
-    if models < 2: raise BadRequest(f'{models} models: at least two are needed, one with an example and one without')
+    check(study, models)
     chunks = study.chunks(models, rank, world)
-    check(study)
     folder, rows = writable(study.folder()), [k for c in chunks for k in c]
     if force:
         for k in rows: row_file(folder, k).unlink(missing_ok=True)
