@@ -140,7 +140,7 @@ class Many(nn.Module):
         super().__init__()
         self.dim = dim
         params, buffers = stack_module_state(nets)
-        self.names, self.M = [*params], len(nets)
+        self.names = [*params]
         self.weights = nn.ParameterList([nn.Parameter(v.detach()) for v in params.values()])
         for k, v in buffers.items(): self.register_buffer(k.replace('.', '/'), v)
         self.one = [deepcopy(nets[0]).to('meta')]                        # in a list, so that its weights are not taken for ours

@@ -40,12 +40,12 @@ SETTINGS = dict(
     full=_LARGE | _PLANTED | dict(seeds=5, nets=_LARGE['nets'] | dict(resnet=('PreActResNet-18', 'preact_resnet18()', 'networks', Recipe(80, 'triangle(.2, 80, 12)', 128, aug="crop_flip(4, mode='constant')"))), models=dict(resnet=4000, conv=1000, mlp=4000)))
 
 # %% ../nbs/40_longtail.ipynb #871739af
-def study(s, net:str, device:str='cpu', seed:int=0, data:Named|None=None, **change) -> Study:
-    "The study of a network ('resnet', 'conv', 'mlp') in the setting `s`, a row of `SETTINGS` as a namespace; `change` replaces parts of its recipe"
+def study(s, net:str, device:str='cpu', seed:int=0, data:Named|None=None) -> Study:
+    "The study of a network ('resnet', 'conv', 'mlp') in the setting `s`, a row of `SETTINGS` as a namespace"
     if net not in s.nets: raise BadRequest(f"no network '{net}': there are {', '.join(s.nets)}")
     _, model, engine, recipe = s.nets[net]
     data = data or s.data
-    return Study(data, Network(model, data), replace(recipe, device=device, **change), engine, seed=seed, name=f'mem-{net}')
+    return Study(data, Network(model, data), replace(recipe, device=device), engine, seed=seed, name=f'mem-{net}')
 
 def planted(s, device:str='cpu', flip_seed:int=0) -> Study:
     "The study of MNIST with wrong labels planted in it"

@@ -227,7 +227,7 @@ def published(y_tr, y_te, root:Path|None=None) -> Published:
     file = root/'cifar100_high_infl_pairs_infl0.15_mem0.25.npz'
     pairs = pd.DataFrame(_arrays(file, 'tr_idx', 'tt_idx', 'infl', 'mem'))
     _aligned(root, (mem.shape, y_tr.shape))
-    if pairs.tr_idx.max() >= len(y_tr) or pairs.tt_idx.max() >= len(y_te): _aligned(file, (0, 1))
+    _aligned(file, (pairs.tr_idx.max() < len(y_tr) and pairs.tt_idx.max() < len(y_te), True))
     _aligned(root, (mem[pairs.tr_idx], pairs.mem), (y_tr[pairs.tr_idx], y_te[pairs.tt_idx]))
     c = root/'cifar100-cscores-orig-order.npz'
     return Published(mem, consistency(c, y_tr) if c.exists() else None, pairs, blocks)

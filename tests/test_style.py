@@ -5,6 +5,7 @@ import json
 import re
 import statistics
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -137,3 +138,9 @@ def test_nothing_of_this_machine_is_committed():
     found = {n: m.group(0) for n in names if (ROOT/n).suffix in ('.py', '.md', '.ipynb', '.json', '.toml', '.ini', '.txt', '.yml', '.svg', '') and (ROOT/n).is_file()
              for m in [pattern.search((ROOT/n).read_text(errors='replace'))] if m}
     assert found == {}
+
+
+def test_experiments_use_what_they_import(tmp_path):
+    for p in EXPERIMENTS: (tmp_path/f'{p.stem}.py').write_text('\n'.join(''.join(c['source']) for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'code'))
+    r = subprocess.run([sys.executable, '-m', 'pyflakes', tmp_path], capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout + r.stderr
