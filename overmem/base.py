@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BadRequest', 'RunFailed', 'nearest', 'home', 'data_dir', 'runs_dir', 'results_dir', 'packaged', 'reference',
-           'replacing', 'writable', 'write_text', 'write_json', 'MinuteLines', 'progress']
+           'replacing', 'writable', 'write_text', 'write_json', 'MinuteLines', 'count_done', 'progress']
 
 # %% ../nbs/00_base.ipynb #8cd73668
 import csv
@@ -102,17 +102,22 @@ def write_json(path:Path, value):
 class MinuteLines:
     "Stands for a tqdm bar where nobody watches: a line on the error stream at most once in `every` seconds"
     def __init__(self, total:int, desc:str, unit:str, every:float=60.):
-        self.total, self.desc, self.unit, self.every, self.n, self.post = total, desc, unit, every, 0, ''
+        self.total, self.desc, self.unit, self.every, self.n, self.initial, self.post = total, desc, unit, every, 0, 0, ''
         self.began = self.said = time.time()
     def set_postfix(self, values): self.post = ', '.join(f'{k} {v}' for k, v in values.items())
     def update(self, n=1):
         self.n += n
         now = time.time()
         if now - self.said < self.every: return
-        self.said, left = now, (now - self.began)*(self.total/max(self.n, 1) - 1)
+        self.said, left = now, (now - self.began)*(self.total - self.n)/max(self.n - self.initial, 1)
         print(f'{self.desc}: {self.n} of {self.total} {self.unit}s, {(now - self.began)/60:.1f} min, {left/60:.1f} min left  {self.post}', file=sys.stderr, flush=True)
     def __enter__(self): return self
     def __exit__(self, *_): pass
+
+def count_done(bar, n:int):
+    "Count `n` steps that were done before, which say nothing of the pace"
+    bar.initial += n
+    bar.update(n)
 
 def progress(total:int, desc:str='', unit:str='epoch'):
     "A tqdm bar of `total` steps, as a context manager; where nobody watches, `MinuteLines` instead"

@@ -24,8 +24,10 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from .attacks import in_eval, pgd
 from .augment import augmix, randaugment
 from .base import BadRequest, RunFailed, nearest, replacing, results_dir, writable
+from .bat import bat
 from .core import fast_bf16, keep_memory, seed_all
 from .data import TensorLoader, import_torchvision
 from .experiment import code_version, device_name
@@ -42,7 +44,7 @@ from .xrm import XRM, Twins
 # %% ../nbs/43_bench.ipynb #9f86d554
 STEPS = dict(natural='adv()', fgsm='adv(fgsm(8/255))', rs_fgsm='adv(rs_fgsm(8/255, 10/255))', n_fgsm='adv(n_fgsm(8/255))',
     zerograd='adv(zerograd(8/255, q=.35))', multigrad='adv(multigrad(8/255, n=3))', pgd2='adv(pgd(8/255, 4/255, 2))', pgd10='adv(pgd(8/255, 2/255, 10))', grad_align='grad_align(8/255, .2)', free_at='free_at',
-    trades='trades(in_eval(to_clean(pgd(8/255, 2/255, 10, loss=kl_to, start=near))), 6.)', mart='mart(in_eval(pgd(8/255, 2/255, 10, start=near)), 5.)', gairat='gairat(8/255, 2/255, 10, begin=0)',
+    trades='trades(in_eval(to_clean(pgd(8/255, 2/255, 10, loss=kl_to, start=near))), 6.)', mart='mart(in_eval(pgd(8/255, 2/255, 10, start=near)), 5.)', gairat='gairat(8/255, 2/255, 10, begin=0)', bat='bat',
     dom_re='dom_re(adv(), 2., 0)', dom_re_own='dom_re_own(adv(), 2., 0)', dom_re_rs_fgsm='dom_re(adv(rs_fgsm(8/255, 10/255)), 2., 0)',
     dom_da='dom_da(adv(), 1e9, 0, augmix(per_image=False), 3, .5)', dom_da_masked='dom_da_masked(adv(), 1e9, 0, augmix(), 3, .5)',
     group_dro='GroupDRO', mat='mat', xrm='XRM')
@@ -51,6 +53,7 @@ def objective_of(name:str, y:torch.Tensor, K:int=10, side:int=32, bs:int=128):
     "The objective of a step of `STEPS`, or of an expression, for a training set with labels y (n,) and images of side x side"
     if name == 'free_at': return free_at(8/255, bs=bs, shape=(3, side, side)).to(y.device)
     if name == 'group_dro': return GroupDRO(adv(), 4, .01).to(y.device)
+    if name == 'bat': return bat(in_eval(pgd(8/255, 2/255, 10)), torch.linspace(0, .5, len(y), device=y.device))
     if name == 'mat': return mat(torch.zeros(len(y), K, device=y.device))
     if name == 'xrm': return XRM(y, torch.arange(len(y), device=y.device) % 2 == 0, K)
     return moved(as_objective(STEPS.get(name, name)), y.device)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['CIFAR', 'SOURCES', 'READ', 'import_torchvision', 'Source', 'source', 'md5', 'absent', 'trouble', 'Images',
            'read_cifar10', 'read_cifar100', 'read_svhn', 'read_mnist', 'read_tiny_imagenet', 'read_digits', 'load',
-           'in_shape', 'fetch', 'shrink', 'floats', 'TensorLoader', 'Replay', 'crop_flip', 'rotate', 'compose',
-           'Coloured', 'coloured_mnist', 'Toy', 'make_toy', 'Regression', 'make_regression']
+           'in_shape', 'fetch', 'of_classes', 'renumbered', 'check_classes', 'shrink', 'floats', 'TensorLoader',
+           'Replay', 'crop_flip', 'rotate', 'compose', 'Coloured', 'coloured_mnist', 'Toy', 'make_toy', 'Regression',
+           'make_regression']
 
 # %% ../nbs/01_data.ipynb #833b5a95
 import hashlib
@@ -184,6 +185,21 @@ def fetch(name:str, root=None):
     try: get()
     except Exception as e: raise BadRequest(f'{name} could not be downloaded ({str(e).splitlines()[0]}): get it by hand from {source(name).page} into {root}') from None
     if trouble(name, root): raise BadRequest(trouble(name, root))
+
+def of_classes(y:Tensor, classes:tuple) -> Tensor:
+    "Positions (k,) of the labels y (n,) that are among `classes`; of all if there are none"
+    return torch.isin(y, torch.tensor(classes)).nonzero()[:, 0] if classes else torch.arange(len(y))
+
+def renumbered(y:Tensor, classes:tuple) -> Tensor:
+    "Labels (n,), all among `classes`, as positions in it; as they are if there are none"
+    if not classes: return y
+    number = torch.full((max(classes) + 1,), -1)
+    number[torch.tensor(classes)] = torch.arange(len(classes))
+    return number[y]
+
+def check_classes(name:str, classes:tuple):
+    "BadRequest unless `classes` are different labels of the data set"
+    if len(set(classes)) < len(classes) or any(not 0 <= c < source(name).K for c in classes): raise BadRequest(f'classes {classes}: different numbers from 0 to {source(name).K - 1}')
 
 def shrink(images:Images, by:int) -> Images:
     "The same images, averaged over `by` x `by` blocks (rounded to a byte)"

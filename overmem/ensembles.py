@@ -19,7 +19,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from .base import BadRequest
 from .core import Batch, autocast, digest, evaluating, full, seed_all
-from .data import Images, TensorLoader, floats, load, shrink, source
+from .data import Images, TensorLoader, check_classes, floats, load, of_classes, renumbered, shrink, source
 from .expressions import as_objective, make
 from .objectives import attached, moved
 from .subsets import nearest_outcomes, neighbours
@@ -49,12 +49,11 @@ class Named:
     def __call__(self) -> tuple:
         if min(source(self.name).shape[1:]) % self.shrink: raise BadRequest(f'shrink={self.shrink}: does not divide images of {" x ".join(map(str, source(self.name).shape[1:]))}')
         if not 0 <= self.flip < 1: raise BadRequest(f'flip={self.flip}: a share of the labels, below 1')
-        wrong = [c for c in self.classes if not 0 <= c < source(self.name).K]
-        if wrong or len(set(self.classes)) < len(self.classes): raise BadRequest(f'classes {self.classes}: different numbers from 0 to {source(self.name).K - 1}')
+        check_classes(self.name, self.classes)
         if self.n < 0 or self.n_test < 0: raise BadRequest(f'n={self.n}, n_test={self.n_test}: cannot be negative')
         tr, te = (v.take(i) for v, i in zip(self.whole(), self.at()))
         if self.shrink > 1: tr, te = shrink(tr, self.shrink), shrink(te, self.shrink)
-        if self.classes: tr, te = (Images(v.x, _renumbered(v.y, self.classes)) for v in (tr, te))
+        tr, te = (Images(v.x, renumbered(v.y, self.classes)) for v in (tr, te))
         if not self.flip: return tr, te
         other = 1 + torch.randint(self.K - 1, (len(tr.y),), generator=torch.Generator().manual_seed(2*self.flip_seed + 2))
         return Images(tr.x, torch.where(self.flipped(), (tr.y + other) % self.K, tr.y)), te
@@ -63,13 +62,8 @@ class Named:
         return load(self.name, stand_in=self.stand_in)
 
 def _chosen(y, classes, n):
-    at = torch.arange(len(y)) if not classes else torch.isin(y, torch.tensor(classes)).nonzero()[:, 0]
+    at = of_classes(y, classes)
     return at[torch.randperm(len(at), generator=torch.Generator().manual_seed(0))[:n]] if n else at
-
-def _renumbered(y, classes):
-    number = torch.full((max(max(classes), int(y.max())) + 1,), -1)
-    number[torch.tensor(classes)] = torch.arange(len(classes))
-    return number[y]
 
 @dataclass(frozen=True)
 class Network:

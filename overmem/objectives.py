@@ -110,6 +110,8 @@ class Wrapper:
     @property
     def replays(self) -> int: return getattr(self.inner, 'replays', 1)
     @property
+    def examples(self) -> int|None: return getattr(self.memory, 'examples', getattr(self.inner, 'examples', None))
+    @property
     def eager(self) -> str: return self.why or getattr(self.inner, 'eager', '')
     def to(self, device) -> 'Wrapper':
         "Move the state of everything inside to a device"

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .base import BadRequest, RunFailed, nearest, progress, replacing, writable
+from .base import BadRequest, RunFailed, count_done, nearest, progress, replacing, writable
 from .core import autocast, digest, settled
 from .data import Images, floats
 from .ensembles import ENGINES, Network, Outcomes, Recipe
@@ -161,8 +161,9 @@ def fill(study:Study, models:int, rank:int=0, world:int=1, jobs:int=1, force:boo
         for k in rows: row_file(folder, k).unlink(missing_ok=True)
     missing = lambda: [c for c in chunks if not all(row_file(folder, k).exists() for k in c)]
     with progress(len(rows), f'{study.name} models', 'model') as bar:
-        count = lambda: bar.update(sum(row_file(folder, k).exists() for k in rows) - bar.n)
-        count()
+        there = lambda: sum(row_file(folder, k).exists() for k in rows)
+        count = lambda: bar.update(there() - bar.n)
+        count_done(bar, there())
         for wait in (False, True):
             todo, work = missing(), partial(_chunk, study, folder, wait)
             if jobs > 1 and len(todo) > 1: spread(work, todo, jobs, count, lambda c: f'model {c[0]}')
