@@ -151,7 +151,7 @@ def images_in(c:Training) -> tuple:
     "(training, test) images of a configuration, on its device"
     both = load(c.data, stand_in=c.stand_in)
     tr, te = (Images(v.x, renumbered(v.y, c.classes)) for v in (v.take(of_classes(v.y, c.classes)) for v in both))
-    tr = tr.take(torch.from_numpy(kept_array(c.keep)) if c.keep else torch.randperm(len(tr.y), generator=torch.Generator().manual_seed(0))[:c.n or None])
+    tr = tr.take(torch.from_numpy(kept_array(c.keep)) if c.keep else torch.randperm(len(tr.y), generator=torch.Generator().manual_seed(0))[:c.n] if c.n else slice(None))     # in the order in which `overmem mem` has scores for them
     te = te.take(slice(c.n_test or None))
     return tuple((shrink(v, c.shrink) if c.shrink > 1 else v).to(c.device) for v in (tr, te))
 
