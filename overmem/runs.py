@@ -55,7 +55,8 @@ class Training:
     n: int = 0                    # training images, the first n of a fixed permutation; 0: all
     n_test: int = 0               # test images, the first n; 0: all
     classes: tuple = ()           # only these classes, renumbered in this order; (): all
-    keep: str = ''                # in place of `n`, the name of an array (see `keep_array`) of positions among the training images of these classes; '': all
+    keep: str = ''                # in place of `n`, the name of an array (see `keep_array`) of positions in the whole training set; '': all
+    keep_test: str = ''           # in place of `n_test`, likewise in the test set
     attacks: dict = field(default_factory=dict)      # name -> expression: what is evaluated besides clean accuracy
     probes: dict = field(default_factory=dict)       # name -> expression of (model, x, y) -> (N,): means are recorded
     every: int = 1                # epochs between evaluations
@@ -149,10 +150,13 @@ def compute(config:dict, f:Callable, modules, force:bool=False) -> dict:
 # %% ../nbs/38_runs.ipynb #f9f45b47
 def images_in(c:Training) -> tuple:
     "(training, test) images of a configuration, on its device"
-    both = load(c.data, stand_in=c.stand_in)
-    tr, te = (Images(v.x, renumbered(v.y, c.classes)) for v in (v.take(of_classes(v.y, c.classes)) for v in both))
-    tr = tr.take(torch.from_numpy(kept_array(c.keep)) if c.keep else torch.randperm(len(tr.y), generator=torch.Generator().manual_seed(0))[:c.n] if c.n else slice(None))     # in the order in which `overmem mem` has scores for them
-    te = te.take(slice(c.n_test or None))
+    tr, te = load(c.data, stand_in=c.stand_in)
+    i, j = of_classes(tr.y, c.classes), of_classes(te.y, c.classes)
+    i = torch.from_numpy(kept_array(c.keep)) if c.keep else i[torch.randperm(len(i), generator=torch.Generator().manual_seed(0))[:c.n]] if c.n else i     # in the order in which `overmem mem` has scores for them
+    j = torch.from_numpy(kept_array(c.keep_test)) if c.keep_test else j[:c.n_test or None]
+    for k, v in ((i, tr), (j, te)):
+        if not torch.isin(v.y[k], v.y[of_classes(v.y, c.classes)]).all(): raise BadRequest(f'keep={c.keep}, keep_test={c.keep_test}: these are not all images of the classes {c.classes}')
+    tr, te = (Images(v.x[k], renumbered(v.y[k], c.classes)) for k, v in ((i, tr), (j, te)))
     return tuple((shrink(v, c.shrink) if c.shrink > 1 else v).to(c.device) for v in (tr, te))
 
 def network_in(c:Training):
@@ -299,8 +303,9 @@ def check(c:Training):
     s, problem = source(c.data), trouble(c.data)
     if problem and ('damaged' in problem or not c.stand_in): raise BadRequest(problem)
     check_classes(c.data, c.classes)
-    if c.keep and c.n: raise BadRequest(f'n={c.n} and keep={c.keep}: give one of them, `keep` says which images, `n` how many')
-    if c.keep: kept_array(c.keep)
+    for keep, n in (('keep', 'n'), ('keep_test', 'n_test')):
+        if getattr(c, keep) and getattr(c, n): raise BadRequest(f'{n}={getattr(c, n)} and {keep}={getattr(c, keep)}: give one of them, `{keep}` says which images, `{n}` how many')
+        if getattr(c, keep): kept_array(getattr(c, keep))
     if min(s.shape[1:]) % c.shrink: raise BadRequest(f'shrink={c.shrink}: does not divide images of {s.shape[1]} x {s.shape[2]}')
     autocast(c.precision, torch.device(c.device).type)
     if c.capture not in ('auto', 'off', 'graph', 'compiled'): raise BadRequest(f"no capture '{c.capture}': there are auto, off, graph and compiled")
@@ -323,7 +328,7 @@ def restored(checkpoint:Path, n:int=0, device:str='cpu') -> tuple:
     config = meta['config'] | dict(device=device, n_test=n)
     try: c = Training(**config)
     except TypeError as e: raise BadRequest(f'{checkpoint} holds a configuration of another version ({e})') from None
-    c = replace(c, objective='adv()', trunk='', fork=0, keep='')         # how it was trained does not matter any more
+    c = replace(c, objective='adv()', trunk='', fork=0, keep='', keep_test='' if n else c.keep_test)         # how it was trained does not matter any more
     check(c)
     with seeded(0): te, model = images_in(c)[1], network_in(c).to(device, memory_format=torch.channels_last)
     load_weights(checkpoint, model)
