@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['poisoning', 'bat_weights', 'discrimination', 'Lookup', 'mem_table', 'bat', 'class_distance',
-           'balanced_class_distance']
+           'balanced_class_distance', 'distance_of']
 
 # %% ../nbs/32_bat.ipynb #82e30a97
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .base import BadRequest
-from .core import Attack, Objective, Step, ce, full
+from .core import Attack, Objective, Step, ce, evaluating, full
+from .data import floats
 from .objectives import Wrapper, adv
 from .records import kept_array
 
@@ -80,3 +83,12 @@ def balanced_class_distance(h:Tensor, y:Tensor) -> float:
     means = torch.stack([u[y == c].mean(0) for c in y.unique()])
     s = means @ means.T
     return (1 - (s.sum() - s.trace())/(len(s)*(len(s) - 1))).item() if len(s) > 1 else torch.nan
+
+def distance_of(who:str) -> Callable:
+    "For the `gauges` of a run: `class_distance` of the features of the training images that an array (see `keep_array`) marks, as they are, in eval mode"
+    marked = torch.from_numpy(kept_array(who))
+    @torch.no_grad()
+    def gauge(model, images) -> float:
+        some = images.take(marked.nonzero()[:, 0].to(images.y.device))
+        with evaluating(model): return class_distance(torch.cat([model.features(floats(x)) for x in some.x.split(500)]), some.y)
+    return gauge

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PAGES', 'Scores', 'mem_scores', 'shrunk_mem', 'fit_check', 'split_half', 'infl_scores', 'Block', 'infl_blocks',
            'high_pairs', 'pair_se', 'scattered', 'accidental_pairs', 'partners', 'nearest_mem', 'nearest_infl', 'Sets',
-           'example_sets', 'infl_se', 'typical_noise', 'confident_sets', 'Published', 'published', 'consistency']
+           'example_sets', 'infl_se', 'typical_noise', 'cautious_sets', 'confident_sets', 'Published', 'published',
+           'consistency']
 
 # %% ../nbs/33_memorization.ipynb #c0d626de
 import zipfile
@@ -188,6 +189,12 @@ def infl_se(p_te, n_in, n_out) -> np.ndarray:
 def typical_noise(p_te, candidates:int, n_in:float, n_out:float, low:float=.02) -> np.ndarray:
     "(n',) probability that of `candidates` training examples without influence at least one seems to have more than `low`"
     with np.errstate(divide='ignore'): return 1 - stats.norm.cdf(low/infl_se(p_te, n_in, n_out))**candidates
+
+def cautious_sets(s:Scores, blocks:dict, p_te, high:float=.15, low:float=.02, right:float=.8, errors:float=4.5) -> Sets:
+    "`example_sets` with the thresholds of influence raised to `errors` standard errors where those are larger, so that chance alone makes or unmakes hardly a test example (bat.md 7.11)"
+    p_te = np.asarray(p_te)
+    strongest, se = _strongest(s.mem > high, blocks, len(p_te)), errors*infl_se(p_te, np.nanmean(s.n_in), np.nanmean(s.n_out))
+    return Sets(s.mem > high, s.mem < low, strongest > np.maximum(high, se), (strongest <= np.maximum(low, se)) & (p_te >= right))
 
 def confident_sets(s:Scores, blocks:dict, p_te, m:int, high:float=.15, right:float=.8, level:float=.95) -> Sets:
     "Sets that hold with confidence `level` (one-sided, for test examples after Bonferroni): above `high`, or below it, by more than the error allows; all others are undecided. m is the number of models"

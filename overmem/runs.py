@@ -59,6 +59,7 @@ class Training:
     keep_test: str = ''           # in place of `n_test`, likewise in the test set
     attacks: dict = field(default_factory=dict)      # name -> expression: what is evaluated besides clean accuracy
     probes: dict = field(default_factory=dict)       # name -> expression of (model, x, y) -> (N,): means are recorded
+    gauges: dict = field(default_factory=dict)       # name -> expression of (model, training images) -> number: recorded
     every: int = 1                # epochs between evaluations
     best: str = ''                # one of `attacks`, or clean: the epoch with the best such accuracy on the test images is kept as best.safetensors
     history: bool = False         # keep loss and correctness of every training sample in every epoch, as seen in training
@@ -256,7 +257,7 @@ def train(config:dict, d:Path, minutes:float=2., bar=None):
         row = dict(epoch=epoch + 1, lr=lr(epoch + 1), **records['means'].take(), seconds=round(time.time() - began[0], 3))
         if c.history: records['history'].close(epoch)
         if (epoch + 1) % c.every == 0 or epoch + 1 == c.epochs:
-            row |= measure(c, model, te) | survey(epoch, model)
+            row |= measure(c, model, te) | survey(epoch, model) | {k: make(e)(model, tr) for k, e in c.gauges.items()}
         metrics(**row)
         if c.best and row.get(f'{c.best}_acc', -1) > top[0]:
             top[0] = row[f'{c.best}_acc']
@@ -284,7 +285,7 @@ def branch(c:Training, config:dict, d:Path, model) -> Path:
 
 def train_code(c:Training) -> str:
     "Fingerprint of the source that this training imports"
-    return code_hash('runs', *names_in(c.objective, c.trunk, c.model, c.lr, c.aug, *c.attacks.values(), *c.probes.values(), *c.watch.values()))
+    return code_hash('runs', *names_in(c.objective, c.trunk, c.model, c.lr, c.aug, *c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values()))
 
 def resolved(c:Training) -> dict:
     "The configuration as a dictionary, with 'auto' replaced by what it means on this device"
@@ -313,7 +314,7 @@ def check(c:Training):
     with torch.device('meta'): model = network_in(c)
     if not isinstance(model, torch.nn.Module): raise BadRequest(f"'{c.model}' is no network: write it as a call, preact_resnet(16)")
     if not isinstance(make(c.lr)(.5), (int, float)): raise BadRequest(f"'{c.lr}' is no learning rate schedule: write it as a call, triangle(.1, 30)")
-    for e in (c.aug, *c.attacks.values(), *c.probes.values(), *c.watch.values()): make(e) if e else None
+    for e in (c.aug, *c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values()): make(e) if e else None
 
 def train_run(c:Training, force:bool=False, bar=None, minutes:float=2.) -> Path:
     "The finished directory of a training run, trained now if it was not yet; `minutes` lie between checkpoints"
