@@ -20,7 +20,7 @@ from .expressions import make
 from .plots import color, curves
 from .records import loss_shares
 from .runs import Training, compute, restored, runs_dir
-from .single_step import PGD20, SHALLOW
+from .single_step import PGD20, SHALLOW, over
 from .train import read_checkpoint
 
 # %% ../nbs/40_overfitting.ipynb #c429857b
@@ -80,7 +80,7 @@ def own_setting(b) -> bool:
 
 def overfits(acc) -> dict:
     "The positive control of what is said about robust overfitting: accuracy under an attack (S,E), a row for each seed of plain training, falls by a tenth of itself from the epoch in which its mean is best to the last, and the interval of that fall over seeds lies above 0"
-    mean, _, _, low, _ = interval(1 - acc[:, -1]/acc[:, acc.mean(0).argmax()])
+    mean, _, _, low, _ = interval(1 - over(acc[:, -1], acc[:, acc.mean(0).argmax()]))
     return {'accuracy under PGD falls by a tenth of itself in plain training': bool(mean > .1 and low > 0)}
 
 # %% ../nbs/40_overfitting.ipynb #3d1cd5d0
