@@ -8,6 +8,7 @@ __all__ = ['poisoning', 'bat_weights', 'discrimination', 'Lookup', 'mem_table', 
 
 # %% ../nbs/32_bat.ipynb #82e30a97
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +47,8 @@ def discrimination(h:Tensor, y:Tensor, typical:Tensor, tau:float=.1, normalize:b
 
 # %% ../nbs/32_bat.ipynb #60f945a7
 class Lookup:
-    "Numbers of the training images (n,), kept where the network is"
-    def __init__(self, values:Tensor): self.values, self.examples = values, len(values)
+    "Numbers of the training images (n,), kept where the network is; `examples` says of which: their labels (n,) if these are known, else how many"
+    def __init__(self, values:Tensor, labels=None): self.values, self.examples = values, len(values) if labels is None else torch.as_tensor(labels)
     def attach(self, model): self.values = self.values.to(next(model.parameters()).device)
     def __call__(self, i:Tensor) -> Tensor: return self.values[i]
 
@@ -55,7 +56,10 @@ def mem_table(mem:Tensor|str) -> Lookup:
     "Memorization of the training images: (n,) numbers, or the name of a file of `overmem mem`, of the published scores, or of `keep_array`"
     values = torch.as_tensor(kept_array(mem, 'tr_mem', 'memorization') if isinstance(mem, str) else mem).float()
     if values.dim() != 1: raise BadRequest(f'mem has shape {tuple(values.shape)}: it must be one number for each training image')
-    return Lookup(values)
+    labels = None
+    if isinstance(mem, str) and mem.endswith('.npz'):
+        with suppress(BadRequest): labels = kept_array(mem, 'tr_labels')
+    return Lookup(values, labels)
 
 def bat(attack:Attack, mem:Tensor|str, alpha:float=1., beta:float=.2, sigma:float=.15, low:float|None=None, tau:float=.1, normalize:bool=True, positives:bool=False) -> Objective:
     "Benign adversarial training (Xu et al. 2021, Eq. 8, Algorithm 1) of a network with `features` and `head`: mem (n,) scores of the training images, above `sigma` atypical, up to `low` (None: `sigma`) typical"

@@ -23,7 +23,7 @@ from .core import digest, seeded
 from .data import floats
 from .expressions import make
 from .longtail import known_scores, study
-from .memorization import Block, Sets, cautious_sets, infl_blocks, mem_scores
+from .memorization import Sets, cautious_sets, infl_blocks, mem_scores
 from .records import keep_array
 from .runs import Grid, Training, compute, images_in, restored
 from .studies import ensemble

@@ -177,7 +177,7 @@ def method(text:str, pairs, eps:str) -> dict:
 
 class Lines:
     "Prints a line per epoch; stands where `runs.train` expects a progress bar"
-    def __init__(self, epochs): self.epochs, self.n, self.row = epochs, 0, {}
+    def __init__(self, epochs): self.epochs, self.n, self.initial, self.row = epochs, 0, 0, {}
     def set_postfix(self, row): self.row = row
     def update(self, n=1):
         self.n += n
@@ -196,6 +196,7 @@ class Lines:
 @click.option('--aug', help='Expression, e.g. "crop_flip(4)"')
 @click.option('--n', type=int, help='Training images  [default: all]')
 @click.option('--n-test', type=int, default=1000, show_default=True, help='Test images; 0: all')
+@click.option('--classes', help='Only these classes, numbers separated by commas  [default: all]')
 @click.option('--shrink', type=int, help='Average images over blocks of this size.')
 @click.option('--bs', type=int, help='Batch size  [default: 128]')
 @click.option('--wd', type=float, help='Weight decay  [default: 5e-4]')
@@ -210,15 +211,17 @@ class Lines:
 @click.option('--name', help='First part of the run directory\'s name  [default: METHOD]')
 @click.option('--force', is_flag=True, help='Start again, even if this run is finished.')
 @verbose
-def train(method_, param, eps, attack, name, force, device, minutes, **options):
+def train(method_, param, eps, attack, name, force, device, minutes, classes, **options):
     "Train once, printed as it goes; METHOD is a maker's name, a recipe, or an expression like \"adv(rs_fgsm(8/255, 10/255))\"."
     import re
     from overmem.core import device as find
+    from overmem.data import class_numbers
     from overmem.records import collapse, read_metrics
     from overmem.runs import Training, train_run
     entries = method(method_, param, eps)
     entries = dict(data='cifar10') | entries | {k: v for k, v in options.items() if v is not None} | dict(device=find(device), attacks=named_attacks(attack, eps))
     entries.setdefault('lr', f"triangle(.1, {entries.get('epochs', 30)})")
+    if classes: entries['classes'] = class_numbers(classes)
     c = Training(name or re.sub(r'\W+', '-', method_).strip('-')[:40], **entries)
     d = train_run(c, force, Lines(c.epochs), minutes)
     rows = [r for r in read_metrics(d/'metrics.jsonl') if 'pgd10_acc' in r and 'fgsm_acc' in r]

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CIFAR', 'SOURCES', 'READ', 'import_torchvision', 'Source', 'source', 'md5', 'absent', 'trouble', 'Images',
            'read_cifar10', 'read_cifar100', 'read_svhn', 'read_mnist', 'read_tiny_imagenet', 'read_digits', 'load',
-           'in_shape', 'fetch', 'of_classes', 'renumbered', 'check_classes', 'shrink', 'floats', 'TensorLoader',
-           'Replay', 'crop_flip', 'rotate', 'compose', 'Coloured', 'coloured_mnist', 'Toy', 'make_toy', 'Regression',
-           'make_regression']
+           'in_shape', 'fetch', 'of_classes', 'renumbered', 'class_numbers', 'check_classes', 'shrink', 'floats',
+           'TensorLoader', 'Replay', 'crop_flip', 'rotate', 'compose', 'Coloured', 'coloured_mnist', 'Toy', 'make_toy',
+           'Regression', 'make_regression']
 
 # %% ../nbs/01_data.ipynb #833b5a95
 import hashlib
@@ -196,6 +196,11 @@ def renumbered(y:Tensor, classes:tuple) -> Tensor:
     number = torch.full((max(classes) + 1,), -1)
     number[torch.tensor(classes)] = torch.arange(len(classes))
     return number[y]
+
+def class_numbers(text:str) -> tuple:
+    "Numbers of classes, from '0,3,5'"
+    try: return tuple(int(c) for c in text.split(',') if c.strip())
+    except ValueError: raise BadRequest(f"classes '{text}': numbers separated by commas, as in 0,3,5") from None
 
 def check_classes(name:str, classes:tuple):
     "BadRequest unless `classes` are different labels of the data set"

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from .base import BadRequest, replacing, writable, write_json
-from .data import Images, source, trouble
+from .data import class_numbers, Images, source, trouble
 from .ensembles import Named, Network, Recipe
 from .memorization import Scores, accidental_pairs, confident_sets, example_sets, fit_check, high_pairs, infl_blocks, mem_scores, pair_se, partners, shrunk_mem, split_half, typical_noise
 from .plots import image_grid
@@ -128,10 +128,8 @@ def images_of(dataset:str, n:int, n_test:int, classes:str, shrink:int, device:st
         return imported(dataset)
     s, problem = source(dataset), trouble(dataset)
     if problem: raise BadRequest(problem)
-    try: wanted = tuple(int(c) for c in classes.split(',') if c.strip())
-    except ValueError: raise BadRequest(f"--classes {classes}: numbers separated by commas, as in 0,3,5") from None
     by = shrink or (2 if device == 'cpu' and s.shape[1] > 8 and not s.shape[1] % 2 else 1)
-    load = Named(dataset, n, n_test, wanted, by)
+    load = Named(dataset, n, n_test, class_numbers(classes), by)
     load()                                                               # refuses what can't be had, before anything is trained
     return load
 

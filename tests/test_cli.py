@@ -368,6 +368,17 @@ def test_scores_overwrite_nothing(overmem, refused):
     for _ in range(2): assert overmem(*args, '--out', 'new').returncode == 0
 
 
+def test_benign_training_reads_scores(overmem, refused):
+    "The file of `overmem mem` is what `bat` asks for; scores of other images are refused"
+    assert overmem('mem', '--dataset', 'digits', '--n', '150', '--classes', '3,8', '--engine', 'nearest', '--models', '20', '--out', 'found').returncode == 0
+    args = ('train', "bat(in_eval(pgd(.1, .05, 2)), 'found/scores.npz')", '--data', 'digits', '--model', 'cnn(4)', '--epochs', '1', '--attack', 'fgsm')
+    r = overmem(*args, '--n', '150', '--classes', '3,8')
+    assert r.returncode == 0 and 'last.safetensors' in r.stdout, r.stderr
+    refused(*args, '--n', '99', '--classes', '3,8', says='knows 150 training images')
+    refused(*args, '--n', '150', '--classes', '8,3', says='images with other labels')
+    refused(*args, '--classes', '3;8', says='as in 0,3,5')
+
+
 def test_doctor(overmem):
     r = overmem('doctor')
     assert r.returncode == 0 and 'torchvision' in r.stdout and 'overmem data cifar10 --get' in r.stdout
