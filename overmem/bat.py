@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import BadRequest
-from .core import Attack, Objective, Step, ce, evaluating, full
+from .core import Attack, Objective, Step, ce, evaluating, exact, full
 from .data import floats
 from .objectives import Wrapper, adv
 from .records import kept_array
@@ -35,8 +35,9 @@ def bat_weights(logits:Tensor, y:Tensor, atypical:Tensor, alpha:float) -> Tensor
 # %% ../nbs/32_bat.ipynb #0e793eec
 def discrimination(h:Tensor, y:Tensor, typical:Tensor, tau:float=.1, normalize:bool=True, positives:bool=False) -> Tensor:
     "Discrimination loss of features h (N,d) with labels y (N,) over the typical (N,) bool images of a batch, 0 if no image has both a partner of its class and one of another (Xu et al. 2021, Eq. 7; bat.md 2.4)"
-    u = F.normalize(full(h), dim=1) if normalize else full(h)
-    s = u @ u.T/tau
+    with exact(h.device.type):                                           # or the product would be in half precision again
+        u = F.normalize(full(h), dim=1) if normalize else full(h)
+        s = u @ u.T/tau
     pair = typical[:, None] & typical & ~torch.eye(len(y), dtype=torch.bool, device=y.device)
     same = y[:, None] == y
     near, far = pair & same, pair & ~same

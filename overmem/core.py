@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Attack', 'Objective', 'M_TRIM_THRESHOLD', 'M_TOP_PAD', 'M_MMAP_THRESHOLD', 'Batch', 'Step', 'full', 'ce', 'Clock',
-           'elapsed', 'seed_all', 'seeded', 'evaluating', 'autocast', 'settled', 'fast_bf16', 'keep_memory', 'digest',
-           'device', 'split', 'px']
+           'elapsed', 'seed_all', 'seeded', 'evaluating', 'autocast', 'exact', 'settled', 'fast_bf16', 'keep_memory',
+           'digest', 'device', 'split', 'px']
 
 # %% ../nbs/00_core.ipynb #6302bf0b
 import ctypes
@@ -106,6 +106,10 @@ def evaluating(model):
 def autocast(precision:str, kind:str):
     "The context in which an objective runs: 'fp32' as it is, 'bf16' autocast, 'auto' bf16 where the device computes in it"
     return torch.autocast(kind, torch.bfloat16, cache_enabled=False) if settled(precision, kind) == 'bf16' else nullcontext()
+
+def exact(kind:str):
+    "The context in which nothing is cast to half precision, inside an autocast, too"
+    return torch.autocast(kind, enabled=False) if kind in ('cpu', 'cuda') else nullcontext()
 
 def settled(precision:str, kind:str) -> str:
     "'fp32' or 'bf16': what a precision means on a device"

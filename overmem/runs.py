@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Training', 'code_hash', 'run_dir', 'locked', 'run', 'source_of', 'compute', 'images_in', 'network_in', 'check_images',
            'prepare', 'size_of', 'loader_of', 'measure', 'Survey', 'Means', 'epochs_done', 'train', 'trunk_of',
-           'branch', 'train_code', 'resolved', 'check', 'train_run', 'restored', 'run_all', 'collect', 'Grid']
+           'branch', 'train_code', 'files_in', 'resolved', 'check', 'train_run', 'restored', 'run_all', 'collect',
+           'Grid']
 
 # %% ../nbs/38_runs.ipynb #30c731b0
 import ast
@@ -28,9 +29,9 @@ import torch
 from .attacks import no_attack
 from .base import BadRequest, RunFailed, count_done, nearest, progress, replacing, runs_dir, writable, write_json, write_text
 from .core import Objective, autocast, evaluating, seed_all, seeded, settled
-from .data import Images, Replay, TensorLoader, check_classes, floats, load, of_classes, renumbered, shrink, source, trouble
+from .data import Images, Replay, TensorLoader, check_classes, floats, load, md5, of_classes, renumbered, shrink, source, trouble
 from .evaluate import accuracy, evaluate, outcomes
-from .expressions import as_objective, make, names_in
+from .expressions import as_objective, make, names_in, parsed
 from .objectives import attached, moved
 from .parallel import spread
 from .records import History, Metrics, kept_array, pages, read_metrics
@@ -56,7 +57,7 @@ class Training:
     n_test: int = 0               # test images, the first n; 0: all
     classes: tuple = ()           # only these classes, renumbered in this order; (): all
     keep: str = ''                # in place of `n`, the name of an array (see `keep_array`) of positions in the whole training set; '': all
-    keep_test: str = ''           # in place of `n_test`, likewise in the test set
+    keep_test: str = ''           # likewise in the test set; of these, too, only the first `n_test` if that is not 0
     attacks: dict = field(default_factory=dict)      # name -> expression: what is evaluated besides clean accuracy
     probes: dict = field(default_factory=dict)       # name -> expression of (model, x, y) -> (N,): means are recorded
     gauges: dict = field(default_factory=dict)       # name -> expression of (model, training images) -> number: recorded
@@ -154,7 +155,7 @@ def images_in(c:Training) -> tuple:
     tr, te = load(c.data, stand_in=c.stand_in)
     i, j = of_classes(tr.y, c.classes), of_classes(te.y, c.classes)
     i = torch.from_numpy(kept_array(c.keep)) if c.keep else i[torch.randperm(len(i), generator=torch.Generator().manual_seed(0))[:c.n]] if c.n else i     # in the order in which `overmem mem` has scores for them
-    j = torch.from_numpy(kept_array(c.keep_test)) if c.keep_test else j[:c.n_test or None]
+    j = (torch.from_numpy(kept_array(c.keep_test)) if c.keep_test else j)[:c.n_test or None]
     for k, v in ((i, tr), (j, te)):
         if not torch.isin(v.y[k], v.y[of_classes(v.y, c.classes)]).all(): raise BadRequest(f'keep={c.keep}, keep_test={c.keep_test}: these are not all images of the classes {c.classes}')
     tr, te = (Images(v.x[k], renumbered(v.y[k], c.classes)) for k, v in ((i, tr), (j, te)))
@@ -217,18 +218,20 @@ class Survey:
         return found
 
 class Means:
-    "Training loss and accuracy of the current epoch, and the share of samples whose weight was zero; a `record` hook, whose sums stay on the device"
-    def __init__(self, device='cpu'): self.state = {k: torch.zeros((), dtype=torch.double, device=device) for k in ('loss', 'right', 'removed', 'n')}
+    "Training loss and accuracy of the current epoch, the share of samples whose weight was zero, and of those that weighed less than the heaviest of their batch; a `record` hook, whose sums stay on the device"
+    def __init__(self, device='cpu'): self.state = {k: torch.zeros((), dtype=torch.double, device=device) for k in ('loss', 'right', 'removed', 'lighter', 'n')}
     def __call__(self, epoch, b, s):
         self.state['loss'] += s.losses.detach().double().sum()
         self.state['right'] += (s.logits.argmax(-1) == b.y).sum()
-        if s.w is not None: self.state['removed'] += (s.w == 0).sum()
+        if s.w is not None:
+            self.state['removed'] += (s.w == 0).sum()
+            self.state['lighter'] += (s.w < s.w.amax(-1, keepdim=True)).sum()
         self.state['n'] += len(b.y)
     def take(self) -> dict:
         "The means, and a new beginning"
         *sums, n = (v.item() for v in self.state.values())
         for v in self.state.values(): v.zero_()
-        return {k: v/n for k, v in zip(('train_loss', 'train_acc', 'removed'), sums)}
+        return {k: v/n for k, v in zip(('train_loss', 'train_acc', 'removed', 'lighter'), sums)}
 
 def epochs_done(checkpoint:Path, config:dict) -> int:
     "Whole epochs behind a checkpoint, 0 if there is none; one of another configuration is refused with the first difference"
@@ -289,8 +292,14 @@ def branch(c:Training, config:dict, d:Path, model) -> Path:
     return before/'last.safetensors'
 
 def train_code(c:Training) -> str:
-    "Fingerprint of the source that this training imports"
-    return code_hash('runs', *names_in(c.objective, c.trunk, c.model, c.lr, c.aug, *c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values()))
+    "Fingerprint of the source that this training imports, and of the files that it names"
+    said = [e for e in (c.objective, c.trunk, c.model, c.lr, c.aug, *c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values()) if e]
+    return '-'.join([code_hash('runs', *names_in(*said)), *(md5(f)[:12] for f in files_in(*said))])
+
+def files_in(*exprs:str) -> list:
+    "Files that expressions name: what is in them decides the outcome, too"
+    texts = {n.value for e in exprs for n in ast.walk(parsed(e)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return sorted(t for t in texts if Path(t).is_file())
 
 def resolved(c:Training) -> dict:
     "The configuration as a dictionary, with 'auto' replaced by what it means on this device"
@@ -309,9 +318,8 @@ def check(c:Training):
     s, problem = source(c.data), trouble(c.data)
     if problem and ('damaged' in problem or not c.stand_in): raise BadRequest(problem)
     check_classes(c.data, c.classes)
-    for keep, n in (('keep', 'n'), ('keep_test', 'n_test')):
-        if getattr(c, keep) and getattr(c, n): raise BadRequest(f'{n}={getattr(c, n)} and {keep}={getattr(c, keep)}: give one of them, `{keep}` says which images, `{n}` how many')
-        if getattr(c, keep): kept_array(getattr(c, keep))
+    if c.keep and c.n: raise BadRequest(f'n={c.n} and keep={c.keep}: give one of them, `keep` says which images, `n` how many')
+    for name in filter(None, (c.keep, c.keep_test)): kept_array(name)
     if min(s.shape[1:]) % c.shrink: raise BadRequest(f'shrink={c.shrink}: does not divide images of {s.shape[1]} x {s.shape[2]}')
     autocast(c.precision, torch.device(c.device).type)
     if c.capture not in ('auto', 'off', 'graph', 'compiled'): raise BadRequest(f"no capture '{c.capture}': there are auto, off, graph and compiled")
@@ -334,7 +342,7 @@ def restored(checkpoint:Path, n:int=0, device:str='cpu') -> tuple:
     config = meta['config'] | dict(device=device, n_test=n)
     try: c = Training(**config)
     except TypeError as e: raise BadRequest(f'{checkpoint} holds a configuration of another version ({e})') from None
-    c = replace(c, objective='adv()', trunk='', fork=0, keep='', keep_test='' if n else c.keep_test)         # how it was trained does not matter any more
+    c = replace(c, objective='adv()', trunk='', fork=0, keep='', gauges={}, watch={})      # how it was trained does not matter any more
     check(c)
     with seeded(0): te, model = images_in(c)[1], network_in(c).to(device, memory_format=torch.channels_last)
     load_weights(checkpoint, model)
