@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['adv', 'growing', 'ramp', 'trades', 'boosted_ce', 'mart', 'counting_pgd', 'geometry_weights', 'gairat', 'Wrapper',
-           'phase_of', 'moved', 'attached', 'reweigh']
+           'phase_of', 'moved', 'check_images', 'attached', 'reweigh']
 
 # %% ../nbs/20_objectives.ipynb #d652a8dd
 from collections.abc import Callable
@@ -131,6 +131,13 @@ def phase_of(objective:Objective, t:float):
 def moved(objective:Objective, device) -> Objective:
     "The objective, its state on `device`"
     return objective.to(device) if hasattr(objective, 'to') else objective
+
+def check_images(objective:Objective, y:Tensor):
+    "BadRequest unless the training images that an objective knows, by their number or their labels (its `examples`), are those with the labels y (n,)"
+    known = getattr(objective, 'examples', None)
+    n = known if isinstance(known, int) or known is None else len(known)
+    if n not in (None, len(y)): raise BadRequest(f'the objective knows {n} training images, but this run trains on {len(y)}: its numbers must be those of the images that are trained on, in their order')
+    if isinstance(known, Tensor) and not torch.equal(known.to(y), y): raise BadRequest('the numbers that the objective has for the training images belong to images with other labels: to other images, or to another order of them')
 
 def attached(objective:Objective, model) -> Objective:
     "The objective, acquainted with the model that it will train"
