@@ -556,6 +556,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'overmem.runner.describe': ('runner.html#describe', 'overmem/runner.py'),
                                 'overmem.runner.execute': ('runner.html#execute', 'overmem/runner.py'),
                                 'overmem.runner.experiments': ('runner.html#experiments', 'overmem/runner.py'),
+                                'overmem.runner.in_order': ('runner.html#in_order', 'overmem/runner.py'),
                                 'overmem.runner.mean_diff': ('runner.html#mean_diff', 'overmem/runner.py'),
                                 'overmem.runner.number': ('runner.html#number', 'overmem/runner.py'),
                                 'overmem.runner.parameters': ('runner.html#parameters', 'overmem/runner.py'),

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['BUDGETS', 'STANDARD', 'Parameter', 'experiments', 'describe', 'parameters', 'select', 'parsed', 'execute',
            'customised', 'scrub', 'run_many', 'read_results', 'all_results', 'counts', 'number', 'mean_diff',
-           'scoreboard', 'report']
+           'in_order', 'scoreboard', 'report']
 
 # %% ../nbs/41_runner.ipynb #4a9e4f86
 import ast
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -174,6 +175,12 @@ def mean_diff(folder:Path) -> str:
     with open(folder/'table.csv', newline='') as f: d = [abs(float(r['diff'])) for r in csv.DictReader(f) if r['diff'] and r['metric'] != 'steps']
     return f'{sum(d)/len(d):.3g} ({len(d)})' if d else ''
 
+def in_order(row) -> tuple:
+    "Key by which (verdict, experiment, budget) are sorted: C2 before C10"
+    v, n, b = row
+    letter, number = re.fullmatch(r'(\D*)(\d*)', v['id']).groups()
+    return v['spec'], letter, int(number or 0), BUDGETS.index(b), n
+
 def scoreboard() -> str:
     "Markdown: every experiment and budget with its verdicts, then every claim"
     runs, lines = {(n, b): (r, v) for n, b, r, v in all_results()}, ['# Scoreboard', '', 'Written by `overmem report` from the files beside it.', '']
@@ -183,9 +190,8 @@ def scoreboard() -> str:
         lines += [f"| [{name}]({name}/{b}/figure.png) | {describe(path)['shows']} | {b} | {counts(v)} | {mean_diff(results_dir()/name/b)} | {r.get('process_seconds') or r['wall_seconds']:.0f} | {r['device']} | {r['code_version']} |" for b, r, v in mine]
         if not mine: lines.append(f"| {name} | {describe(path)['shows']} | – | not run | | | | |")
     lines += ['', '| paper | claim | says | budget | quantity | value ± std (seeds) | paper | verdict |', '|---|---|---|---|---|---|---|---|']
-    for (n, b), (r, vs) in runs.items():
-        if b == 'smoke': continue
-        lines += [f"| {v['spec']} | {v['id']} | {v['claim']} | [{b}]({n}/{b}/notebook.ipynb) | {v['quantity']} ({v['data']}) | {number(v)} | {'not reported' if v['paper'] is None else v['paper']} | **{v['verdict']}** |" for v in vs]
+    claims = [(v, n, b) for (n, b), (_, vs) in runs.items() if b != 'smoke' for v in vs]
+    lines += [f"| {v['spec']} | {v['id']} | {v['claim']} | [{b}]({n}/{b}/notebook.ipynb) | {v['quantity']} ({v['data']}) | {number(v)} | {'not reported' if v['paper'] is None else v['paper']} | **{v['verdict']}** |" for v, n, b in sorted(claims, key=in_order)]
     return '\n'.join(lines) + '\n'
 
 def report() -> Path:
