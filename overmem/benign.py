@@ -86,8 +86,9 @@ def training(s, way:str, seed:int, c:Cases, keep=None, device:str='cpu', mem=Non
     E, e = v['epochs'], f"({v['eps']})"
     objective = WAYS[way].format(**v | dict(e=e, half=E//2 + 1, mem_file=scores, more=f', {more}' if more else ''))
     lr = f"staircase({v['lr']}, {{{E//2}: 10, {3*E//4}: 100}})"
+    attacks = dict(pgd=f'pgd({e}, {e}/4, {v["test_steps"]})') if way != 'natural' else {}       # natural training has nothing to lose under attack
     return Training(f'benign-{way}', v['data'], objective, v['model'], lr, E, seed + v.get('first', 0), wd=v['wd'], bs=v['bs'], aug=v['aug'], shrink=v['shrink'], classes=v['classes'], keep=keep_array(c.at[0][i]), keep_test=keep_array(c.at[1]),
-                    attacks=dict(pgd=f'pgd({e}, {e}/4, {v["test_steps"]})'), watch=dict(clean='', pgd=f'pgd({e}, {e}/4, {v["test_steps"]})'), gauges=dict(apart=f"distance_of('{keep_array(np.asarray(apart)[i])}')") if apart is not None else {}, every=v['every'], best='pgd', device=device, precision=v['precision'], stand_in=s.stand_in)
+                    attacks=attacks, watch=dict(clean='') | attacks, gauges=dict(apart=f"distance_of('{keep_array(np.asarray(apart)[i])}')") if apart is not None else {}, every=v['every'], best='pgd' if attacks else 'clean', device=device, precision=v['precision'], stand_in=s.stand_in)
 
 # %% ../nbs/40_benign.ipynb #11566795
 def shares(c:Cases, seed:int) -> dict:
