@@ -23,7 +23,7 @@ ROBUST = dict(model='preact_resnet(16, (1, 1, 1), stem=2)', epochs=30, wd=0.)
 NETS = dict(                      # configuration of the training run, and the radius
     cifar10=(ROBUST | dict(data='cifar10', objective='pgd(8/255, 4/255, 3)', lr='triangle(.2, 15, 5)', epochs=15, n=10_000, aug='crop_flip(4)', wd=5e-4), '8/255'),
     mnist=(ROBUST | dict(data='mnist', objective='ramp(pgd, 16, eps=.3, alpha=.1, steps=5)', lr='triangle(.1, 30, 15)', n=5000), '.3'),
-    digits=(ROBUST | dict(model='cnn(16)', data='digits', objective='pgd(.15, .075, 3)', lr='constant(.1)', epochs=10), '.15'))
+    digits=(ROBUST | dict(model='cnn(16)', data='digits', objective='pgd(.15, .075, 3)', lr='triangle(.1, 20, 5)', epochs=20), '.15'))
 PAPER = dict(steps=100, targets=9, queries=5000)
 BRIEF = dict(steps=20, targets=3, queries=300)
 
