@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRETRAINED', 'Normalize', 'Net', 'n_params', 'conv3', 'Skip', 'PreActBlock', 'BasicBlock', 'stages', 'pool',
-           'preact_resnet', 'preact_resnet18', 'resnet18', 'wide_resnet', 'cnn', 'shallow', 'mlp', 'linear',
-           'Attention', 'Mlp', 'TransformerBlock', 'Patches', 'Transformer', 'vit', 'vit_small', 'pretrained_vit_small',
-           'from_timm', 'Stacked']
+           'preact_resnet', 'preact_resnet18', 'resnet', 'resnet18', 'resnet32', 'wide_resnet', 'cnn', 'shallow', 'mlp',
+           'linear', 'Attention', 'Mlp', 'TransformerBlock', 'Patches', 'Transformer', 'vit', 'vit_small',
+           'pretrained_vit_small', 'from_timm', 'Stacked']
 
 # %% ../nbs/02_models.ipynb #2bf8ef13
 from pathlib import Path
@@ -100,10 +100,18 @@ def preact_resnet18(K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
     "PreActResNet-18 of DOM and ZeroGrad (dom.md 3.5, zerograd.md 3.6)"
     return preact_resnet(64, (2, 2, 2, 2), 1, K, ch, mean, std)
 
+def resnet(widths:tuple, blocks:tuple, K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
+    "Original residual network of free size, 3x3 stem without max-pooling; `blocks[k]` blocks of width `widths[k]`"
+    body = [Normalize(mean, std), conv3(ch, widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU(), *stages(BasicBlock, widths[0], widths, blocks), *pool()]
+    return Net(nn.Sequential(*body), nn.Linear(widths[-1], K))
+
 def resnet18(K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
-    "ResNet-18 in its CIFAR form, 3x3 stem without max-pooling (bat.md 2.8)"
-    body = [Normalize(mean, std), conv3(ch, 64), nn.BatchNorm2d(64), nn.ReLU(), *stages(BasicBlock, 64, (64, 128, 256, 512), (2,)*4), *pool()]
-    return Net(nn.Sequential(*body), nn.Linear(512, K))
+    "ResNet-18 in its CIFAR form (bat.md 2.8)"
+    return resnet((64, 128, 256, 512), (2,)*4, K, ch, mean, std)
+
+def resnet32(K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
+    "ResNet-32 in its CIFAR form: three stages of five blocks, 16 to 64 channels; which form the BAT paper used is not stated (bat.md 2.8)"
+    return resnet((16, 32, 64), (5,)*3, K, ch, mean, std)
 
 def wide_resnet(depth:int=34, widen:int=10, K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
     "WRN-depth-widen: three groups of (depth - 4)/6 pre-activation blocks, fan-out Kaiming weights, no dropout (dom.md 3.5, bat.md 2.8)"
