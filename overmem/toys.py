@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CURVES', 'Problem', 'problem', 'group_acc', 'everything', 'watched', 'held_out', 'trained', 'twins_of', 'run_of',
-           'run_toys', 'known', 'widest_margin', 'Shared', 'on_subsets', 'run_subsets']
+           'run_toys', 'known', 'widest_margin', 'Shared', 'on_subsets', 'run_subsets', 'quick_run', 'at_best',
+           'run_quick']
 
 # %% ../nbs/39_toys.ipynb #c58e196c
 from functools import partial
@@ -18,15 +19,16 @@ from torch import Tensor, nn
 from .base import progress, reference
 from .core import Batch, device as find_device
 from .data import make_toy
+from .groups import GroupDRO, group_accs, wga
 from .mat import mat, mat_shift
 from .memorization import mem_scores
 from .models import Stacked
-from .objectives import adv
+from .objectives import adv, moved
 from .parallel import spread
 from .runs import compute
 from .subsets import subsets
 from .train import constant, fit
-from .xrm import XRM, Twins
+from .xrm import XRM, Twins, cross_mistakes
 
 # %% ../nbs/39_toys.ipynb #268975cf
 class Problem(NamedTuple):
@@ -155,3 +157,38 @@ def _subsets(force, c): return compute(c, on_subsets, _CODE + ('memorization', '
 def run_subsets(runs:list, jobs:int=1, force:bool=False) -> list:
     "Arrays of `on_subsets` for each of `runs`, computed once, `jobs` at a time"
     return spread(partial(_subsets, force), runs, jobs, told=lambda c: c['name'])
+
+# %% ../nbs/39_toys.ipynb #d15c0002
+def _zero(device):
+    model = nn.Linear(1800, 2, bias=False).to(device)
+    nn.init.zeros_(model.weight)
+    return model
+
+def quick_run(c:dict) -> dict:
+    "XRM and GroupDRO in the toy under seed `c['seed']`: {env (n,) of the training examples, majority (n,), and for each source of groups, class, human and xrm, va_ and te_ (E,) worst-group accuracies}"
+    device = find_device(c['device'])
+    tr, va, te = (type(v)(*(a.to(device) for a in v)) for v in (make_toy(c['seed'] + k, c['sigma'], rho) for k, rho in enumerate((.9, .5, .5))))
+    twins, xrm = Twins(_zero(device), _zero(device)), XRM(tr.y, torch.rand(len(tr.y), device=device) < .5, 2)
+    batch = lambda g=None: [Batch(torch.arange(len(tr.y), device=device), tr.x, tr.y, g)]
+    descend = lambda model, objective, g=None, after=(): fit(model, batch(g), objective, torch.optim.SGD(model.parameters(), c['lr']), constant(c['lr']), c['epochs'], after_epoch=after)
+    descend(twins, xrm)
+    with torch.no_grad(): env = [cross_mistakes(twins(v.x), v.y) for v in (tr, va)]
+    human = [2*v.y + v.majority for v in (tr, va, te)]
+    out = dict(env=env[0].cpu(), majority=tr.majority.cpu())
+    for name, (g, g_va) in dict({'class': (tr.y, va.y)}, human=human[:2], xrm=[2*v.y + e for v, e in zip((tr, va), env)]).items():
+        seen, n = [], 2 if name == 'class' else 4
+        def look(epoch, model):
+            with torch.no_grad(): seen.append([wga(group_accs(model(v.x).argmax(1) == v.y, g_v, m)).item() for v, g_v, m in ((va, g_va, n), (te, human[2], 4))])
+        descend(_zero(device), moved(GroupDRO(adv(), n, c['eta']), device), g, [look])
+        out[f'va_{name}'], out[f'te_{name}'] = np.array(seen).T
+    return out
+
+def at_best(r:dict, name:str) -> float:
+    "Test accuracy of the worst group in the last epoch in which the worst validation group is as good as ever"
+    v = r[f'va_{name}']
+    return float(r[f'te_{name}'][len(v) - 1 - v[::-1].argmax()])
+
+def _quick(force, c): return compute(c, quick_run, _CODE + ('groups',), force)
+def run_quick(seeds, epochs:int=3000, device:str='cpu', jobs:int=1, force:bool=False) -> list:
+    "Arrays of `quick_run` for each seed, computed once, `jobs` at a time"
+    return spread(partial(_quick, force), [dict(name='toy-quick', seed=s, sigma=.5, lr=.01, eta=.1, epochs=epochs, device=device) for s in seeds], jobs, told=lambda c: c['name'])
