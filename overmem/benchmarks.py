@@ -8,7 +8,6 @@ __all__ = ['COLOURED', 'Grouped', 'Benchmark', 'coloured']
 # %% ../nbs/37_benchmarks.ipynb #7dd82ad5
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .base import BadRequest, nearest

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['verbose', 'NAMED', 'Commands', 'cli', 'main', 'list_', 'run', 'report', 'data', 'named_attacks', 'method', 'Lines',
-           'train', 'eval_', 'evaluated', 'bench', 'doctor', 'mem', 'tell_scores']
+           'train', 'eval_', 'evaluated', 'bench', 'doctor', 'mem', 'tell_scores', 'groups']
 
 # %% ../nbs/44_cli.ipynb #b24198fb
 import os
@@ -367,3 +367,28 @@ def tell_scores(about:dict, folder):
     click.echo(f"influence: {a['pairs']} pairs at least .15, on {a['affected']} test images; {a['pairs_by_chance']:.0f} would be found by chance")
     for c in a['cautions']: click.echo(f'caution: {c}')
     click.echo(folder)
+
+# %% ../nbs/44_cli.ipynb #96009502
+@cli.command()
+@click.option('--metadata', required=True, type=click.Path(path_type=Path), help='csv with columns filename, split (train, val, test or 0, 1, 2), y, and, if known, a')
+@click.option('--root', required=True, type=click.Path(path_type=Path), help='Folder that the file names begin at.')
+@click.option('--size', default=32, show_default=True, help='Images become SIZE x SIZE; 0: features of a ResNet-50 trained on ImageNet')
+@click.option('--model', default='', help='Expression  [default: preact_resnet(16, stem=2); below 32 preact_resnet(16); on features linear(2048)]')
+@click.option('--combs', default=3, show_default=True, help='Combinations of hyper-parameters that are tried, 10 in the paper.')
+@click.option('--seeds', default=1, show_default=True, help='Trainings of the best combination.')
+@click.option('--steps', default=1000, show_default=True, help='Of each training.')
+@click.option('--jobs', default=1, show_default=True, type=click.IntRange(1), help='Processes at once.')
+@click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda or cuda:N')
+@click.option('--out', type=click.Path(path_type=Path), help='Folder of what is written  [default: groups-NAME in data/runs]')
+@click.option('--force', is_flag=True, help='Train finished runs again.')
+@verbose
+def groups(metadata, root, out, device, **given):
+    "Environments that hide in a data set (XRM), and worst-group accuracy of ERM, MAT and GroupDRO with them; a killed command goes on where it was."
+    from overmem.base import runs_dir
+    from overmem.core import device as find
+    from overmem.discovery import explore, leave, summary
+    from overmem.plots import style
+    style()
+    e = explore(metadata, root, device=find(device), **given)
+    for line in summary(e): click.echo(line)
+    click.echo(leave(e, out or runs_dir()/f'groups-{metadata.stem}'))

@@ -30,7 +30,7 @@ from .train import constant, fit
 from .xrm import XRM, Twins, cross_mistakes, degenerate
 
 # %% ../nbs/39_sweeps.ipynb #dc5a4c41
-FAMILIES = dict(images=dict(lr=(-5, -3), bs=(5, 7)), text=dict(lr=(-6, -4), bs=(4, 6)), coloured=dict(lr=(-5, -3), bs=(3, 6)))
+FAMILIES = dict(images=dict(lr=(-5, -3), bs=(5, 7)), text=dict(lr=(-6, -4), bs=(4, 6)), coloured=dict(lr=(-5, -3), bs=(3, 6)), own=dict(lr=(-3.5, -2), bs=(5, 7)))
 TEMPS = (.001, .01, .1)
 
 def hparams(family:str, comb:int, legacy:bool=False) -> dict:
@@ -47,7 +47,7 @@ def hparams(family:str, comb:int, legacy:bool=False) -> dict:
 
 # %% ../nbs/39_sweeps.ipynb #590c9a53
 @lru_cache(2)
-def _data(kind, n, data_seed, stand_in, root, size, device):
+def _data(kind, n, data_seed, stand_in, root, size, stamp, device):
     if kind in COLOURED: b = coloured(kind, n, data_seed, stand_in)
     else:
         t = read_benchmark(kind) if kind in READERS else read_metadata(kind)
@@ -55,15 +55,16 @@ def _data(kind, n, data_seed, stand_in, root, size, device):
         b = splits_of(t, read_images(t.filename, root, size) if size else features(t, root, kind if kind in READERS else Path(kind).stem, device), TITLES.get(kind, Path(kind).stem))
     return b._replace(tr=b.tr.to(device), va=b.va.to(device), te=b.te.to(device))
 
-_DATA = dict(kind='ColorMNIST', n=0, data_seed=0, stand_in=False, root='', size=0)
+_DATA = dict(kind='ColorMNIST', n=0, data_seed=0, stand_in=False, root='', size=0, stamp='')
 def data_of(c:dict):
-    "The `Benchmark` of a configuration, on its device: a kind of coloured MNIST, a benchmark's features, or a table (`kind` is its file) with images below `root`, `size` x `size`, or their features if size is 0"
+    "The `Benchmark` of a configuration, on its device: a kind of coloured MNIST, a benchmark's features, or a table (`kind` is its file) with images below `root`, `size` x `size`, or their features if size is 0; other files have another `stamp`"
     return _data(*(c[k] for k in _DATA), c['device'])
 
 def network_of(c:dict, b):
-    "The network of a configuration, told the shape of the data; its head begins at zero if `zero_head`, so that twins flip nothing in the first step"
+    "The network of a configuration, told the shape and the statistics of the data (those of coloured MNIST get it as it is, as in the official code); its head begins at zero if `zero_head`, so that twins flip nothing in the first step"
     x = b.tr.x
-    net = make(c['model'], K=b.K, **(dict(ch=x.shape[1]) if x.dim() == 4 else dict(d=x.shape[1])))
+    shape = {} if c['kind'] in COLOURED else dict(ch=x.shape[1], mean=tuple(floats(x).mean((0, 2, 3)).tolist()), std=tuple((floats(x).std((0, 2, 3)) + 1e-3).tolist())) if x.dim() == 4 else dict(d=x.shape[1])
+    net = make(c['model'], K=b.K, **shape)
     if c['zero_head']:
         for p in net.head.parameters(): torch.nn.init.zeros_(p)
     return net.to(c['device'])
@@ -130,7 +131,7 @@ _CODE = ('core', 'data', 'models', 'objectives', 'train', 'xrm', 'mat', 'groups'
 def twins_run(s, comb:int, seed:int, device:str='cpu', legacy:bool=False) -> dict:
     "Configuration of phase 1 in the setting `s` with a combination of hyper-parameters. `s` is a namespace: model, steps, every, family; what else it may have, see `data_of` (kind, n, data_seed, stand_in, root, size), `optimiser` (opt) and `network_of` (zero_head)"
     h = hparams(s.family, comb, legacy)
-    return dict(name=f'xrm-{s.kind}', seed=seed, device=device, **{k: getattr(s, k, v) for k, v in _DATA.items()}, **{k: getattr(s, k) for k in ('model', 'steps', 'every')}, opt=getattr(s, 'opt', 'adam'), zero_head=getattr(s, 'zero_head', False), **{k: h[k] for k in ('lr', 'bs', 'wd')})
+    return dict(name=f'xrm-{Path(s.kind).stem}', seed=seed, device=device, **{k: getattr(s, k, v) for k, v in _DATA.items()}, **{k: getattr(s, k) for k in ('model', 'steps', 'every')}, opt=getattr(s, 'opt', 'adam'), zero_head=getattr(s, 'zero_head', False), **{k: h[k] for k in ('lr', 'bs', 'wd')})
 
 _USES = dict(GroupDRO=('eta',), IRM=('lam', 'anneal'), MAT=('temp',))
 def method_run(s, method:str, groups:str, comb:int, seed:int, twins:dict|None=None, device:str='cpu', legacy:bool=False) -> dict:
@@ -139,7 +140,7 @@ def method_run(s, method:str, groups:str, comb:int, seed:int, twins:dict|None=No
     if groups not in GROUPS: raise BadRequest(f"no groups '{groups}': {nearest(groups, GROUPS)}")
     if twins is None and (groups == 'xrm' or method == 'MAT'): raise BadRequest(f"{method} with groups '{groups}' needs what phase 1 found: give `twins`")
     h = hparams(s.family, comb, legacy)
-    return twins_run(s, comb, seed, device) | dict(name=f'{method}-{groups}-{s.kind}', method=method, groups=groups, twins=twins, **{k: h[k] for k in _USES.get(method, ())})
+    return twins_run(s, comb, seed, device) | dict(name=f'{method}-{groups}-{Path(s.kind).stem}', method=method, groups=groups, twins=twins, **{k: h[k] for k in _USES.get(method, ())})
 
 def _code(c): return _CODE + tuple(names_in(c['model']))
 def compute_twins(c:dict, force:bool=False) -> dict:
@@ -171,7 +172,7 @@ def best_combination(runs:dict, by:str) -> int:
 def best_twins(runs:dict, b) -> int:
     "The combination, of phase 1 runs {combination: what it found}, that ends with the most flipped labels; BadRequest if none makes groups"
     able = {k: r['flips'][-1, 0] for k, r in runs.items() if not useless(r, b)}
-    if not able: raise BadRequest('no combination of phase 1 found both environments in every class: train longer, or take another network')
+    if not able: raise BadRequest('in no combination of phase 1 both environments occur in every class of the training and of the validation images: train longer, take another network, or there is no shortcut to discover')
     return max(able, key=able.get)
 
 # %% ../nbs/39_sweeps.ipynb #3134a559

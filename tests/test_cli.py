@@ -379,6 +379,36 @@ def test_benign_training_reads_scores(overmem, refused):
     refused(*args, '--classes', '3;8', says='as in 0,3,5')
 
 
+def test_groups_of_ones_own_images(overmem, refused):
+    "A table and a folder of images: environments, who learns best with them, pictures; what is wrong with a table in one line"
+    import numpy as np
+    from PIL import Image
+    rng, rows, images = np.random.default_rng(0), [], overmem.home/'images'
+    images.mkdir()
+    for k in range(300):
+        core, split = k % 2, ('train', 'val', 'test')[k//2 % 3]
+        y = core ^ int(rng.random() < .25)                               # labels are noisy, or nobody would be wrong
+        a = y ^ int(rng.random() < .15)
+        Image.fromarray((rng.random((12, 10, 3))*40 + 120*np.array([core/2, a, 0])).astype(np.uint8)).save(images/f'{k}.png')
+        rows.append(f'{k}.png,{split},{y},{a}')
+    def table(text): (overmem.home/'my.csv').write_text(text)
+    table('filename,split,y,a\n' + '\n'.join(rows))
+    args = ('groups', '--metadata', 'my.csv', '--root', 'images', '--size', '8', '--model', 'cnn(8)', '--combs', '2', '--steps', '300')
+    r = overmem(*args)
+    assert r.returncode == 0 and 'GroupDRO, annotated groups' in r.stdout and 'environment 1 holds' in r.stdout, r.stdout + r.stderr
+    out = overmem.home/'data'/'runs'/'groups-my'
+    assert len((out/'environments.csv').read_text().splitlines()) == 301 and (out/'environments.png').stat().st_size > 1000
+    refused('groups', '--metadata', 'my.csv', '--root', 'nowhere', says='nowhere is no folder')
+    refused(*args, '--combs', '0', says='combs=0: at least 1')
+    table('filename,split,y\n' + '\n'.join(','.join(v.split(',')[:3]) for v in rows))
+    r = overmem(*args, '--out', 'found')
+    assert r.returncode == 0 and 'annotated groups' not in r.stdout and 'no attribute is annotated' in r.stdout and (overmem.home/'found'/'results.csv').exists(), r.stdout + r.stderr
+    table('file,split,y\n1.png,0,0\n')
+    refused(*args, says="no column 'filename'")
+    table('filename,split,y,a\n' + '\n'.join(rows) + '\nnone.png,test,0,0')
+    refused(*args, says='1 of 301 images are not in')
+
+
 def test_doctor(overmem):
     r = overmem('doctor')
     assert r.returncode == 0 and 'torchvision' in r.stdout and 'overmem data cifar10 --get' in r.stdout
