@@ -33,6 +33,10 @@ class Benchmark(NamedTuple):
     K: int                        # classes
     name: str                     # as a table says it
     stand_in: bool                # whether digits stand in for missing data
+    @property
+    def n_groups(self) -> int:
+        "One more than the largest group in any split"
+        return int(max(v.g.max() for v in (self.tr, self.va, self.te))) + 1
 
 # %% ../nbs/37_benchmarks.ipynb #4ed72239
 COLOURED = dict(                                                         # noise of labels and of colours, in the two environments, and in the test (mat.md 3.3)

@@ -384,11 +384,12 @@ def tell_scores(about:dict, folder):
 @verbose
 def groups(metadata, root, out, device, **given):
     "Environments that hide in a data set (XRM), and worst-group accuracy of ERM, MAT and GroupDRO with them; a killed command goes on where it was."
-    from overmem.base import runs_dir
+    from overmem.base import runs_dir, writable
     from overmem.core import device as find
     from overmem.discovery import explore, leave, summary
     from overmem.plots import style
     style()
+    if out: writable(out)
     e = explore(metadata, root, device=find(device), **given)
     for line in summary(e): click.echo(line)
     click.echo(leave(e, out or runs_dir()/f'groups-{metadata.stem}'))

@@ -6,7 +6,6 @@
 __all__ = ['ARMS', 'ANNOTATED', 'explore', 'summary', 'picture', 'leave']
 
 # %% ../nbs/40_discovery.ipynb #c04b8a25
-import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ import pandas as pd
 
 from .base import BadRequest, writable
 from .data import md5
-from .metadata import SPLITS, group_sizes, read_images, read_metadata
+from .metadata import SPLITS, group_sizes, read_images, read_metadata, stamp
 from .plots import image_grid
 from .sweeps import at_best, protocol
 
@@ -30,8 +29,11 @@ def explore(table, root, size:int=32, model:str='', combs:int=3, seeds:int=1, st
     if size < 0 or size and size < 8: raise BadRequest(f'size={size}: at least 8, or 0 for features')
     t, where = read_metadata(table), Path(root).resolve()
     if not where.is_dir(): raise BadRequest(f'{root} is no folder: give the one that the file names in {table} begin at')
+    few = [(y, n) for y, n in t[t.split == 1].y.value_counts().reindex(range(t.y.max() + 1), fill_value=0).items() if n < 2]
+    if few: raise BadRequest(f'{table}: {few[0][1]} validation examples of class {few[0][0]}; each class needs two at least, to be in both environments')
+    if not t.y.max(): raise BadRequest(f'{table}: all examples are of class 0; there must be two classes at least')
     every = max(1, steps//20)
-    s = SimpleNamespace(kind=str(Path(table).resolve()), root=str(where), size=size, stamp=_stamp(table, t, where), model=model or ('preact_resnet(16, stem=2)' if size >= 32 else 'preact_resnet(16)' if size else 'linear(2048)'), steps=steps//every*every, every=every,
+    s = SimpleNamespace(kind=str(Path(table).resolve()), root=str(where), size=size, stamp=md5(table)[:8] + stamp(t.filename, where), model=model or ('preact_resnet(16, stem=2)' if size >= 32 else 'preact_resnet(16)' if size else 'linear(2048)'), steps=steps//every*every, every=every,
                         family='own', opt='adam', zero_head=True, combs=combs, seeds=seeds)
     annotated = t.a.max() > 0
     by = 'true' if annotated else 'xrm'
@@ -42,11 +44,6 @@ def explore(table, root, size:int=32, model:str='', combs:int=3, seeds:int=1, st
     for name, k in SPLITS.items(): env[np.flatnonzero(t.split == k)] = done.twins[0]['env_' + dict(train='tr', val='va', test='te')[name]]
     return SimpleNamespace(sizes=group_sizes(t), annotated=annotated, twins=done.twins[0], results=results, done=done, images=t.assign(env=env), root=where)
 
-def _stamp(table, t, root):
-    "Changes when the table does, or one of its images"
-    found = [f.stat() if (f := root/name).is_file() else None for name in t.filename]
-    return hashlib.sha1(repr((md5(table), [s and (s.st_size, s.st_mtime_ns) for s in found])).encode()).hexdigest()[:12]
-
 def summary(e:SimpleNamespace) -> list:
     "What was found, in lines"
     t, flips = e.images[e.images.split == 0], e.twins['flips'][-1, 0]
@@ -54,7 +51,7 @@ def summary(e:SimpleNamespace) -> list:
     out += [f'caution: group (y {y}, a {a}) has no training example: nobody can learn it here' for (y, a), n in e.sizes.train.items() if not n and e.sizes.loc[(y, a)].sum()]
     out.append(f'the twins flipped {flips:.1%} of the labels; environment 1 holds {t.env.mean():.1%} of the training images, of each class ' + ', '.join(f'{v:.1%}' for v in t.groupby('y').env.mean()))
     if e.annotated: out.append('of each annotated group in environment 1: ' + ', '.join(f'(y {y}, a {a}) {v:.1%}' for (y, a), v in t.groupby(['y', 'a']).env.mean().items()))
-    else: out.append('no attribute is annotated: the worst group is one of label and discovered environment, and says who is better, not how good')
+    else: out.append('no attribute is annotated: the worst group is one of label and discovered environment, that is, accuracy on the mistakes of the twins')
     return out + e.results.map(lambda v: f'{v:.3f}').to_string().splitlines()
 
 def picture(e:SimpleNamespace, each:int=8, size:int=64):

@@ -58,7 +58,11 @@ def interval(values, level:float=.95) -> tuple:
 
 def judge(low:float, high:float, confirmed:str, refuted:str|None=None) -> str:
     "Verdict of one rule on a confidence interval, as if on the paper's own data and network; without `refuted`, the rule can't refute"
-    inside = lambda r: r is not None and region(r)[0] <= low and high <= region(r)[1]
+    def inside(r):
+        if r is None: return False
+        a, b = region(r)
+        outside = low == high and low in (a, b) and '=' not in r         # equal values make a point, and 0 is not '> 0'
+        return a <= low and high <= b and not outside
     meets = lambda r: r is not None and high > region(r)[0] and low < region(r)[1]
     if inside(confirmed): return 'reproduced'
     if inside(refuted): return 'not reproduced'

@@ -80,13 +80,15 @@ def scale_slopes(logits:Tensor, y:Tensor, e:Tensor, n_env:int) -> Tensor:
     return slope @ member/member.sum(0).clamp(min=1)
 
 def irm(objective:Objective, n_env:int, lam:float, anneal:float=0.) -> Objective:
-    "The objective plus the IRM penalty (Arjovsky et al. 2019, IRMv1) over environments b.g (N,): times 1 until epoch `anneal`, from then on times lam, the whole divided by lam if that is above one"
+    "The mean of the environments' risks plus the mean of their IRM penalties (Arjovsky et al. 2019, IRMv1) over the environments b.g (N,) in the batch: times 1 until epoch `anneal`, from then on times lam, the whole divided by lam if that is above one"
     def penalised(model, b, t):
         "The step of the objective with the penalty as its `extra`"
         if b.g is None: raise BadRequest('IRM needs environments: give the loader g (n,)')
-        s = objective(model, b, t)
-        now = lam if t > anneal else 1.
-        penalty = scale_slopes(s.logits, b.y, b.g, n_env).square().mean()
+        now, s = lam if t > anneal else 1., objective(model, b, t)
+        n = (b.g[:, None] == torch.arange(n_env, device=b.g.device)).sum(0)
+        here = (n > 0).sum()                                             # environments that the batch holds
+        penalty = scale_slopes(s.logits, b.y, b.g, n_env).square().sum()/here
+        s = s.weigh((len(b.y)/(here*n.clamp(min=1)))[b.g])               # the mean of their risks
         s = Step(s.losses, s.logits, s.x, s.w, s.extra + now*penalty)
         return s if now <= 1 else Step(s.losses/now, s.logits, s.x, s.w, s.extra/now)
     return Wrapper(objective, penalised, lambda t: t > anneal)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SPLITS', 'IDENTITIES', 'PAGES', 'READERS', 'TITLES', 'WEIGHTS', 'read_metadata', 'checked', 'group_sizes',
            'read_waterbirds', 'read_celeba', 'read_multinli', 'read_civilcomments', 'read_benchmark', 'other_sizes',
-           'read_image', 'read_images', 'splits_of', 'view', 'backbone', 'features']
+           'read_image', 'all_there', 'stamp', 'read_images', 'splits_of', 'view', 'backbone', 'features']
 
 # %% ../nbs/37_metadata.ipynb #10c32189
 import csv
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -133,11 +134,20 @@ def read_image(path, size:int) -> np.ndarray:
     left, top = ((v - size)//2 for v in f.size)
     return np.asarray(f.crop((left, top, left + size, top + size)))
 
+def all_there(files, root):
+    "BadRequest counts the images that are not below `root`, and names the first"
+    absent = [f for f in files if not (Path(root)/f).is_file()]
+    if absent: raise BadRequest(f'{len(absent)} of {len(files)} images are not in {root}; the first is {absent[0]}')
+
+def stamp(files, root) -> str:
+    "Changes when one of the files below `root` does (size or time), or appears, or goes"
+    found = [f.stat() if (f := Path(root)/name).is_file() else None for name in files]
+    return hashlib.sha1(repr([s and (s.st_size, s.st_mtime_ns) for s in found]).encode()).hexdigest()[:12]
+
 def read_images(files, root, size:int) -> Tensor:
     "(n,3,size,size) bytes; BadRequest counts the images that are not there, or cannot be read, and names the first"
     root = Path(root)
-    absent = [f for f in files if not (root/f).is_file()]
-    if absent: raise BadRequest(f'{len(absent)} of {len(files)} images are not in {root}; the first is {absent[0]}')
+    all_there(files, root)
     x = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
     with progress(len(files), 'images', 'image') as bar:
         for k, f in enumerate(files):
@@ -178,17 +188,22 @@ def backbone(device:str='cpu', file:Path|None=None):
     net.fc = torch.nn.Identity()
     return net.eval().to(device)
 
+def _seen(path, name):
+    try: return view(path, name)
+    except (OSError, ValueError) as e: raise BadRequest(f'{path} cannot be read as an image ({e})') from None
+
 def _features(c):
     net, files, out = backbone(c['device']), c['files'], []
     with torch.no_grad(), evaluating(net), progress(len(files), f"features of {c['name']}", 'image') as bar:
         for k in range(0, len(files), 256):
-            out.append(net(torch.stack([view(Path(c['root'])/f, c['view']) for f in files[k:k + 256]]).to(c['device'])).cpu())
+            out.append(net(torch.stack([_seen(Path(c['root'])/f, c['view']) for f in files[k:k + 256]]).to(c['device'])).cpu())
             bar.update(len(out[-1]))
     return dict(x=torch.cat(out))
 
 def features(t:pd.DataFrame, root, name:str, device:str='cpu', force:bool=False) -> Tensor:
-    "(n,2048) features of the images of a table, in its order, computed once for these files and weights"
+    "(n,2048) features of the images of a table, in its order, computed once for these files, as they are now, and these weights"
     weights = data_dir()/WEIGHTS
     if not weights.is_file(): backbone()
-    c = dict(name=f'features-{name}', view=name, root=str(root), files=list(t.filename), weights=md5(weights), device=device)
+    all_there(t.filename, root)
+    c = dict(name=f'features-{name}', view=name, root=str(root), files=list(t.filename), stamp=stamp(t.filename, root), weights=md5(weights), device=device)
     return torch.from_numpy(compute(c, _features, ('metadata',), force)['x'])

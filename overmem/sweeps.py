@@ -18,11 +18,12 @@ import torch
 from .base import BadRequest, data_dir, nearest, progress
 from .benchmarks import COLOURED, coloured
 from .core import evaluating, seed_all
-from .data import floats
+from .data import absent, floats
 from .expressions import make, names_in
 from .groups import GroupDRO, Stream, equal_groups, group_accs, group_balance, irm, wga
 from .mat import mat, mat_shift
 from .metadata import READERS, TITLES, features, read_benchmark, read_images, read_metadata, splits_of
+from .models import Net
 from .objectives import adv, moved
 from .parallel import spread
 from .runs import compute
@@ -50,6 +51,7 @@ def hparams(family:str, comb:int, legacy:bool=False) -> dict:
 def _data(kind, n, data_seed, stand_in, root, size, stamp, device):
     if kind in COLOURED: b = coloured(kind, n, data_seed, stand_in)
     else:
+        if kind in ('multinli', 'civilcomments'): raise BadRequest(f'{kind} holds texts, and there are no features of texts here yet: `read_benchmark` gives its table')
         t = read_benchmark(kind) if kind in READERS else read_metadata(kind)
         root = root or data_dir()/kind
         b = splits_of(t, read_images(t.filename, root, size) if size else features(t, root, kind if kind in READERS else Path(kind).stem, device), TITLES.get(kind, Path(kind).stem))
@@ -61,30 +63,41 @@ def data_of(c:dict):
     return _data(*(c[k] for k in _DATA), c['device'])
 
 def network_of(c:dict, b):
-    "The network of a configuration, told the shape and the statistics of the data (those of coloured MNIST get it as it is, as in the official code); its head begins at zero if `zero_head`, so that twins flip nothing in the first step"
-    x = b.tr.x
-    shape = {} if c['kind'] in COLOURED else dict(ch=x.shape[1], mean=tuple(floats(x).mean((0, 2, 3)).tolist()), std=tuple((floats(x).std((0, 2, 3)) + 1e-3).tolist())) if x.dim() == 4 else dict(d=x.shape[1])
+    "The network of a configuration, told the shape and the statistics of the data (those of coloured MNIST get images as they are, and Xavier's weights, as in the official code); its head begins at zero if `zero_head`, so that twins flip nothing in the first step"
+    x = floats(b.tr.x[:2000])
+    shape = {} if c['kind'] in COLOURED else dict(ch=x.shape[1], mean=tuple(x.mean((0, 2, 3)).tolist()), std=tuple((x.std((0, 2, 3)) + 1e-3).tolist())) if x.dim() == 4 else dict(d=x.shape[1])
     net = make(c['model'], K=b.K, **shape)
+    if not isinstance(net, Net): raise BadRequest(f"'{c['model']}' is no network: write it as a call, preact_resnet(16)")
+    if c['kind'] in COLOURED: net.apply(_xavier)
     if c['zero_head']:
         for p in net.head.parameters(): torch.nn.init.zeros_(p)
-    return net.to(c['device'])
+    try: net.to(c['device']).eval()(x[:2])
+    except RuntimeError as e: raise BadRequest(f"{c['model']} does not take inputs of {' x '.join(map(str, x.shape[1:]))} ({str(e).splitlines()[0]})") from None
+    return net.train()
+
+def _xavier(m):
+    if not isinstance(m, torch.nn.Linear): return
+    torch.nn.init.xavier_uniform_(m.weight)
+    torch.nn.init.zeros_(m.bias)
 
 def optimiser(net, c:dict):
     "Adam, or stochastic gradient descent with momentum .9, as `opt` says"
     fused = next(net.parameters()).is_cuda
-    return torch.optim.Adam(net.parameters(), 0., weight_decay=c['wd'], fused=fused) if c['opt'] == 'adam' else torch.optim.SGD(net.parameters(), 0., .9, weight_decay=c['wd'], fused=fused)
+    return torch.optim.Adam(net.parameters(), 0., weight_decay=c['wd'], fused=fused, capturable=fused) if c['opt'] == 'adam' else torch.optim.SGD(net.parameters(), 0., .9, weight_decay=c['wd'], fused=fused)
 
-def logits_of(model, x, bs:int=5000):
-    "Logits (..., n, K) of inputs x (n,...), in eval mode"
+def logits_of(model, x):
+    "Logits (..., n, K) of inputs x (n,...), in eval mode, some million numbers at a time"
+    bs = min(5000, max(32, 4_000_000//x[0].numel()))
     with torch.no_grad(), evaluating(model): return torch.cat([model(floats(v)) for v in x.split(bs)], -2)
 
 def discover(c:dict) -> dict:
-    "Work of phase 1: {env_tr (n,), env_va (n',), env_te (n'',), z_out (n,K), flips (R,3): share of flipped labels among all, those who follow the rule, and exceptions, after step (R,)}"
+    "Work of phase 1: {env_tr (n,), env_va (n',), env_te (n'',), z_out (n,K), flips (R,3): share of flipped labels among all, those with the most common attribute of their class, and the exceptions, after step (R,)}"
     b = data_of(c)
     seed_all(c['seed'])
     twins = Twins(network_of(c, b), network_of(c, b))
     xrm = XRM(b.tr.y, torch.rand(len(b.tr.y), device=c['device']) < .5, b.K)
-    exception, flips = b.tr.a != b.tr.y, []
+    usual = torch.stack([b.tr.a[b.tr.y == k].bincount(minlength=b.tr.A).argmax() for k in range(b.K)])
+    exception, flips = b.tr.a != usual[b.tr.y], []
     with progress(c['steps']//c['every'], c['name'], 'evaluation') as bar:
         def look(epoch, model):
             f = (xrm.labels != xrm.y).float()
@@ -107,7 +120,7 @@ def groups_from(how:str, b, found:dict|None=None) -> tuple:
     if how == 'xrm': return *(2*getattr(b, k).y + torch.as_tensor(found[f'env_{k}']).to(b.tr.y.device) for k in ('tr', 'va')), 2*b.K
     parts = b.tr, b.va
     if how == 'class': return *(v.y for v in parts), b.K
-    if how == 'true': return *(v.g for v in parts), b.K*b.tr.A
+    if how == 'true': return *(v.g for v in parts), b.n_groups
     n = int(max(v.env.max() for v in parts)) + 1
     return *(n*v.y + v.env for v in parts), n*b.K
 
@@ -116,22 +129,24 @@ def learn(c:dict) -> dict:
     b, found = data_of(c), compute_twins(c) if c['twins'] else None
     g, _, n_groups = groups_from(c['groups'], b, found)
     seed_all(c['seed'])
-    model, per_epoch = network_of(c, b), c['every']
-    objective = dict(GroupDRO=lambda: moved(GroupDRO(adv(), n_groups, c['eta']), c['device']), IRM=lambda: irm(adv(), n_groups//b.K, c['lam'], c['anneal']/per_epoch), MAT=lambda: mat(mat_shift(torch.as_tensor(found['z_out']).to(c['device']), b.tr.y, c['temp'], b.K))).get(c['method'], adv)()
-    loader = Stream(b.tr.x, b.tr.y, g % (n_groups//b.K) if c['method'] == 'IRM' else g, c['bs'], per_epoch, *((equal_groups(g, c['seed']).to(g.device),) if c['method'] == 'SUBG' else ()), weights=group_balance(g) if c['method'] == 'RWG' else None)
+    model, per_epoch, A = network_of(c, b), c['every'], -(-n_groups//b.K)
+    if c['method'] == 'GroupDRO': g = g.unique(return_inverse=True)[1]      # a group without a training example gets no weight
+    objective = dict(GroupDRO=lambda: moved(GroupDRO(adv(), int(g.max()) + 1, c['eta']), c['device']), IRM=lambda: irm(adv(), A, c['lam'], c['anneal']/per_epoch), MAT=lambda: mat(mat_shift(torch.as_tensor(found['z_out']).to(c['device']), b.tr.y, c['temp'], b.K))).get(c['method'], adv)()
+    loader = Stream(b.tr.x, b.tr.y, g % A if c['method'] == 'IRM' else g, c['bs'], per_epoch, *((equal_groups(g, c['seed']).to(g.device),) if c['method'] == 'SUBG' else ()), weights=group_balance(g) if c['method'] == 'RWG' else None)
     ways, records = {k: groups_from(k, b, found)[1:] for k in GROUPS if k != 'xrm' or found}, []
     with progress(c['steps']//c['every'], c['name'], 'evaluation') as bar:
         def look(epoch, model):
             va, te = (logits_of(model, v.x).argmax(-1) == v.y for v in (b.va, b.te))
-            records.append(dict(va_acc=va.float().mean(), te_acc=te.float().mean(), te_true=group_accs(te, b.te.g, b.K*b.tr.A), te_class=group_accs(te, b.te.y, b.K), **{f'va_{k}': group_accs(va, *v) for k, v in ways.items()}, **(dict(te_xrm=group_accs(te, 2*b.te.y + torch.as_tensor(found['env_te']).to(te.device), 2*b.K)) if found else {}))); bar.update()
+            records.append(dict(va_acc=va.float().mean(), te_acc=te.float().mean(), te_true=group_accs(te, b.te.g, b.n_groups), te_class=group_accs(te, b.te.y, b.K), **{f'va_{k}': group_accs(va, *v) for k, v in ways.items()}, **(dict(te_xrm=group_accs(te, 2*b.te.y + torch.as_tensor(found['env_te']).to(te.device), 2*b.K)) if found else {}))); bar.update()
         fit(model, loader, objective, optimiser(model, c), constant(c['lr']), c['steps']//c['every'], after_epoch=[look])
     return {k: torch.stack([r[k] for r in records]).cpu() for k in records[0]} | dict(step=np.arange(1, len(records) + 1)*c['every'])
 
 _CODE = ('core', 'data', 'models', 'objectives', 'train', 'xrm', 'mat', 'groups', 'benchmarks', 'metadata', 'sweeps')
 def twins_run(s, comb:int, seed:int, device:str='cpu', legacy:bool=False) -> dict:
     "Configuration of phase 1 in the setting `s` with a combination of hyper-parameters. `s` is a namespace: model, steps, every, family; what else it may have, see `data_of` (kind, n, data_seed, stand_in, root, size), `optimiser` (opt) and `network_of` (zero_head)"
-    h = hparams(s.family, comb, legacy)
-    return dict(name=f'xrm-{Path(s.kind).stem}', seed=seed, device=device, **{k: getattr(s, k, v) for k, v in _DATA.items()}, **{k: getattr(s, k) for k in ('model', 'steps', 'every')}, opt=getattr(s, 'opt', 'adam'), zero_head=getattr(s, 'zero_head', False), **{k: h[k] for k in ('lr', 'bs', 'wd')})
+    h, data = hparams(s.family, comb, legacy), {k: getattr(s, k, v) for k, v in _DATA.items()}
+    data['stand_in'] = bool(data['stand_in'] and absent('mnist', data_dir()))               # what is so, and not what may be
+    return dict(name=f'xrm-{Path(s.kind).stem}', seed=seed, device=device, **data, **{k: getattr(s, k) for k in ('model', 'steps', 'every')}, opt=getattr(s, 'opt', 'adam'), zero_head=getattr(s, 'zero_head', False), **{k: h[k] for k in ('lr', 'bs', 'wd')})
 
 _USES = dict(GroupDRO=('eta',), IRM=('lam', 'anneal'), MAT=('temp',))
 def method_run(s, method:str, groups:str, comb:int, seed:int, twins:dict|None=None, device:str='cpu', legacy:bool=False) -> dict:
@@ -182,8 +197,8 @@ def protocol(s, arms:dict, by:tuple=('true', 'xrm'), jobs:int=1, device:str='cpu
     b = data_of(twins_run(s, 0, 0, device))
     comb = best_twins(first, b)
     twins = {seed: twins_run(s, comb, seed, device) for seed in range(s.seeds)}
-    found = run_all(compute_twins, twins, jobs)
+    found = run_all(compute_twins, twins, jobs) | run_all(compute_twins, {k: v for k, v in twins.items() if k and force}, jobs, force)
     search = run_all(compute_method, {(arm, k): method_run(s, *what, k, 0, twins[0], device) for arm, what in arms.items() for k in range(s.combs)}, jobs, force)
     chosen = {(arm, how): best_combination({k: search[arm, k] for k in range(s.combs)}, how) for arm in arms for how in by}
     final = {(arm, how, seed): method_run(s, *arms[arm], k, seed, twins[seed], device) for (arm, how), k in chosen.items() for seed in range(s.seeds)}
-    return SimpleNamespace(benchmark=b, first=first, comb=comb, twins=found, search=search, chosen=chosen, final=run_all(compute_method, final, jobs))
+    return SimpleNamespace(benchmark=b, first=first, comb=comb, twins=found, search=search, chosen=chosen, final=run_all(compute_method, final, jobs) | run_all(compute_method, {k: v for k, v in final.items() if k[2] and force}, jobs, force))

@@ -138,12 +138,10 @@ class Shared(nn.Module):
 
 def on_subsets(c:dict) -> dict:
     "Memorization in the toy under seed `c['seed']` by `models` networks on subsets: {mem (n,), majority (n,), in_acc and out_acc (n,)}"
-    device = find_device(c['device'])
-    p = problem([c['seed']], c['sigma'], 3, device)
+    device, z = find_device(c['device']), twins_of(dict(c, seeds=[c['seed']]))['z_out'] if c['method'] == 'MAT' else None
+    p = problem([c['seed']], c['sigma'], 3, device)                       # after the twins, which may have been trained just now: networks are drawn from where this leaves the generator
     (x, y, majority), objective = [v[0] for v in p.tr], adv()
-    if c['method'] == 'MAT':
-        z = twins_of(dict(c, seeds=[c['seed']]))['z_out']
-        objective = mat(mat_shift(torch.from_numpy(z).to(device), p.tr[1], c['temp'], 2)[0])
+    if z is not None: objective = mat(mat_shift(torch.from_numpy(z).to(device), p.tr[1], c['temp'], 2)[0])
     mask = subsets(range(c['models']), len(y), .7, c['seed'])
     member = torch.from_numpy(mask).float().to(device)
     w, model = member/member.mean(-1, keepdim=True), Shared([nn.Linear(1800, 2, bias=False) for _ in mask]).to(device)
@@ -153,7 +151,9 @@ def on_subsets(c:dict) -> dict:
     s = mem_scores(right, mask)
     return dict(mem=s.mem, majority=majority.cpu(), in_acc=s.p_in, out_acc=s.p_out)
 
-def _subsets(force, c): return compute(c, on_subsets, _CODE + ('memorization', 'subsets'), force)
+def _subsets(force, c):
+    if force and c['method'] == 'MAT': twins_of(dict(c, seeds=[c['seed']]), force)
+    return compute(c, on_subsets, _CODE + ('memorization', 'subsets'), force)
 def run_subsets(runs:list, jobs:int=1, force:bool=False) -> list:
     "Arrays of `on_subsets` for each of `runs`, computed once, `jobs` at a time"
     return spread(partial(_subsets, force), runs, jobs, told=lambda c: c['name'])
