@@ -125,6 +125,16 @@ def test_experiment_form(path):
     assert [p.name for p in parameters(path)][:len(STANDARD)] == list(STANDARD)
 
 
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.parent.name == 'nbs' and p.stem != 'index'], ids=lambda p: p.stem)
+def test_imports_have_cells_of_their_own(path):
+    "The site runs cells that import, and no others: what else they hold would miss what comes before"
+    for c in json.loads(path.read_text())['cells']:
+        text = ''.join(l for l in c['source'] if not l.startswith(('%', '!')))
+        if c['cell_type'] != 'code' or text.startswith(('#| export', '#| hide')): continue
+        imports = [isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(text).body]
+        assert all(imports) or not any(imports), c['id']
+
+
 def test_claims_have_one_owner():
     from overmem.runner import describe
     owned = [(d['paper'], c['id']) for d in map(describe, EXPERIMENTS) for c in d['claims']]
