@@ -399,6 +399,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'overmem.groups.group_accs': ('groups.html#group_accs', 'overmem/groups.py'),
                                 'overmem.groups.group_balance': ('groups.html#group_balance', 'overmem/groups.py'),
                                 'overmem.groups.irm': ('groups.html#irm', 'overmem/groups.py'),
+                                'overmem.groups.last_best': ('groups.html#last_best', 'overmem/groups.py'),
                                 'overmem.groups.scale_slopes': ('groups.html#scale_slopes', 'overmem/groups.py'),
                                 'overmem.groups.wga': ('groups.html#wga', 'overmem/groups.py')},
             'overmem.longtail': { 'overmem.longtail._flat': ('longtail.html#_flat', 'overmem/longtail.py'),

@@ -20,7 +20,7 @@ from .benchmarks import COLOURED, coloured
 from .core import evaluating, seed_all
 from .data import absent, floats
 from .expressions import make, names_in
-from .groups import GroupDRO, Stream, equal_groups, group_accs, group_balance, irm, wga
+from .groups import GroupDRO, Stream, equal_groups, group_accs, group_balance, irm, last_best, wga
 from .mat import mat, mat_shift
 from .metadata import READERS, TITLES, features, read_benchmark, read_images, read_metadata, splits_of
 from .models import Net
@@ -175,8 +175,8 @@ def run_all(f, runs:dict, jobs:int=1, force:bool=False) -> dict:
 # %% ../nbs/39_sweeps.ipynb #60d14f59
 def at_best(r:dict, by:str) -> dict:
     "What a run's records say where the worst-group accuracy of the validation groups `by` is highest, the last time: {step, va, va_acc, te_wga, te_xrm, te_acc, te_class}"
-    v = wga(r[f'va_{by}']).numpy()
-    k = len(v) - 1 - v[::-1].argmax()
+    v = wga(r[f'va_{by}'])
+    k = last_best(v)
     return dict(step=int(r['step'][k]), va=float(v[k]), va_acc=float(r['va_acc'][k]), te_wga=float(wga(r['te_true'][k])), te_xrm=float(wga(r['te_xrm'][k])) if 'te_xrm' in r else np.nan, te_acc=float(r['te_acc'][k]), te_class=float(wga(r['te_class'][k])))
 
 def best_combination(runs:dict, by:str) -> int:
@@ -197,8 +197,9 @@ def protocol(s, arms:dict, by:tuple=('true', 'xrm'), jobs:int=1, device:str='cpu
     b = data_of(twins_run(s, 0, 0, device))
     comb = best_twins(first, b)
     twins = {seed: twins_run(s, comb, seed, device) for seed in range(s.seeds)}
-    found = run_all(compute_twins, twins, jobs) | run_all(compute_twins, {k: v for k, v in twins.items() if k and force}, jobs, force)
+    found = {0: first[comb]} | run_all(compute_twins, {k: v for k, v in twins.items() if k}, jobs, force)
     search = run_all(compute_method, {(arm, k): method_run(s, *what, k, 0, twins[0], device) for arm, what in arms.items() for k in range(s.combs)}, jobs, force)
     chosen = {(arm, how): best_combination({k: search[arm, k] for k in range(s.combs)}, how) for arm in arms for how in by}
-    final = {(arm, how, seed): method_run(s, *arms[arm], k, seed, twins[seed], device) for (arm, how), k in chosen.items() for seed in range(s.seeds)}
-    return SimpleNamespace(benchmark=b, first=first, comb=comb, twins=found, search=search, chosen=chosen, final=run_all(compute_method, final, jobs) | run_all(compute_method, {k: v for k, v in final.items() if k[2] and force}, jobs, force))
+    rest = {(arm, how, seed): method_run(s, *arms[arm], k, seed, twins[seed], device) for (arm, how), k in chosen.items() for seed in range(1, s.seeds)}
+    final = {(arm, how, 0): search[arm, k] for (arm, how), k in chosen.items()} | run_all(compute_method, rest, jobs, force)
+    return SimpleNamespace(benchmark=b, first=first, comb=comb, twins=found, search=search, chosen=chosen, final=final)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .base import progress, reference
 from .core import Batch, device as find_device
 from .data import make_toy
-from .groups import GroupDRO, group_accs, wga
+from .groups import GroupDRO, group_accs, last_best, wga
 from .mat import mat, mat_shift
 from .memorization import mem_scores
 from .models import Stacked
@@ -185,8 +185,7 @@ def quick_run(c:dict) -> dict:
 
 def at_best(r:dict, name:str) -> float:
     "Test accuracy of the worst group in the last epoch in which the worst validation group is as good as ever"
-    v = r[f'va_{name}']
-    return float(r[f'te_{name}'][len(v) - 1 - v[::-1].argmax()])
+    return float(r[f'te_{name}'][last_best(r[f'va_{name}'])])
 
 def _quick(force, c): return compute(c, quick_run, _CODE + ('groups',), force)
 def run_quick(seeds, epochs:int=3000, device:str='cpu', jobs:int=1, force:bool=False) -> list:
