@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from .base import BadRequest, nearest
 from .core import seeded
@@ -58,10 +57,10 @@ def coloured(kind:str='ColorMNIST', n:int=0, seed:int=0, stand_in:bool=False) ->
 
 # %% ../nbs/37_benchmarks.ipynb #1374dc1c
 def shaped(name:str, K:int, A:int, d:int, n:int=0) -> Benchmark:
-    "Digits in the shape of the features (n,d) of a benchmark with K classes and A attributes, the first n (0: all) for training, a quarter of the test images for validation; a stand-in, of which nothing can be learned about the benchmark"
+    "Digits in the shape of the features (n,d) of a benchmark with K classes and A attributes, the first n (0: all) for training, a quarter of the test images for validation (n at most); a stand-in, of which nothing can be learned about the benchmark"
     tr, te = load('mnist', stand_in=True)
-    cut = len(te.y)//4
-    parts = [(tr.x[:n or None], tr.y[:n or None], .9), (te.x[:cut], te.y[:cut], .5), (te.x[cut:], te.y[cut:], .5)]
+    cut, end = min(n or len(te.y), len(te.y)//4), n and 2*n or None
+    parts = [(tr.x[:n or None], tr.y[:n or None], .9), (te.x[:cut], te.y[:cut], .5), (te.x[cut:end], te.y[cut:end], .5)]
     with seeded(0):
         mix, mark, made = torch.randn(tr.x[0].numel(), d)/10, torch.randn(A, d), []
         for x, y, share in parts:
