@@ -15,7 +15,7 @@ project, extensions, html_theme = 'overmem', ['myst_nb', 'sphinx.ext.mathjax'], 
 nb_execution_mode, myst_enable_extensions = 'off', ['dollarmath', 'amsmath', 'colon_fence']
 exclude_patterns, html_title, suppress_warnings = ['_build'], 'overmem', ['myst.header', 'misc.highlighting_failure', 'myst.xref_missing']
 '''
-GROUPS = dict(Foundations=('00_', '01_', '02_', '03_', '04_'), Parts=('10_', '11_', '12_', '13_', '14_', '20_', '21_', '22_', '23_'), Methods=('30_', '31_', '32_', '34_', '35_', '36_'), Machinery=('38_', '39_', '40_', '41_', '42_', '43_', '44_'))
+GROUPS = dict(Foundations=('00_', '01_', '02_', '03_', '04_'), Parts=('10_', '11_', '12_', '13_', '14_', '20_', '21_', '22_', '23_'), Methods=('30_', '31_', '32_', '33_', '34_', '35_', '36_'), Machinery=('37_', '38_', '39_', '40_', '41_', '42_', '43_', '44_'))
 
 
 def processed(folder: Path) -> Path:
