@@ -20,7 +20,7 @@ from .models import Net
 from .objectives import adv
 
 # %% ../nbs/37_expressions.ipynb #54d26c92
-MAKERS = ('data', 'models', 'attacks', 'augment', 'strong', 'objectives', 'train', 'zerograd', 'fastat', 'dom', 'bat', 'xrm', 'mat')      # modules whose names an expression may use
+MAKERS = ('data', 'models', 'attacks', 'augment', 'strong', 'objectives', 'train', 'zerograd', 'fastat', 'dom', 'bat', 'xrm', 'mat', 'pretrained')      # modules whose names an expression may use
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 def makes(f):

@@ -45,9 +45,12 @@ def wga(accs) -> Tensor:
     "Worst-group accuracy (...) of accuracies (...,G), groups without examples left out"
     return torch.as_tensor(accs).nan_to_num(torch.inf).amin(-1)
 
-def last_best(values) -> int:
-    "Position of the last of the largest values (R,): the record at which a run is stopped (mat.md 2.5)"
-    values = torch.as_tensor(values)
+def last_best(values, patience:int=0) -> int:
+    "Position of the last of the largest values (R,): the record at which a run is stopped (mat.md 2.5); with `patience` of those until so many in a row are no better than one before"
+    values, best = torch.as_tensor(values), 0
+    for k in range(1, len(values)):
+        if values[k] > values[best]: best = k
+        if patience and k - best == patience: values = values[:k + 1]; break
     return len(values) - 1 - int(values.flip(0).argmax())
 
 # %% ../nbs/34_groups.ipynb #c0ffee05

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .base import BadRequest, RunFailed, data_dir, home, nearest, packaged, results_dir, runs_dir, writable, write_text
+from .cluster import executor
 
 # %% ../nbs/41_runner.ipynb #4042e8f8
 BUDGETS = ('smoke', 'laptop', 'gpu', 'full')
@@ -149,7 +150,8 @@ def run_many(todo:dict, params:dict, jobs:int=1, done=None) -> list:
         with ThreadPoolExecutor(side) as pool: return list(pool.map(lambda name: one(name, jobs//side), names))
     alone = [name for name in todo if describe(todo[name]).get('alone')]
     shared = [name for name in todo if name not in alone]
-    return [e for e in together(shared, max(1, min(jobs, len(shared)))) + together(alone, 1) if e]
+    here = jobs if executor() == 'local' else os.cpu_count() or 1         # on a cluster only the notebooks themselves run here
+    return [e for e in together(shared, max(1, min(jobs, here, len(shared)))) + together(alone, 1) if e]
 
 # %% ../nbs/41_runner.ipynb #a3c0bd51
 def read_results(folder:Path) -> tuple:

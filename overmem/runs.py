@@ -32,7 +32,7 @@ from .data import Images, Replay, TensorLoader, check_classes, floats, load, md5
 from .evaluate import accuracy, evaluate, outcomes
 from .expressions import as_objective, files_in, make, names_in
 from .objectives import attached, check_images, moved
-from .parallel import spread
+from .parallel import alone, spread
 from .records import History, Metrics, kept_array, pages, read_metrics
 from .train import Place, fit, load_checkpoint, load_weights, part, read_checkpoint, save_checkpoint, sgd
 
@@ -348,7 +348,7 @@ def run_all(rows, jobs:int=1, force:bool=False) -> list:
     if trunks: run_all(trunks.values(), jobs, force)                     # first, or several runs would wait for the same one
     with progress(total, f'{len(rows)} runs') as bar:
         count_done(bar, total - sum(c.epochs for c in todo))
-        if jobs == 1 or len(todo) <= 1:
+        if alone(jobs, len(todo)):
             for c in todo: train_run(c, force, bar)
             return dirs
         epochs = lambda: max(0, sum(len(read_metrics(d/'metrics.jsonl')) for d in dirs) - bar.n)

@@ -28,7 +28,7 @@ from .core import autocast, digest, settled
 from .data import Images, floats
 from .ensembles import ENGINES, Network, Outcomes, Recipe
 from .expressions import as_objective, make, names_in
-from .parallel import spread
+from .parallel import alone, spread
 from .runs import code_hash, run_dir
 from .subsets import subsets
 
@@ -166,7 +166,7 @@ def fill(study:Study, models:int, rank:int=0, world:int=1, jobs:int=1, force:boo
         count_done(bar, there())
         for wait in (False, True):
             todo, work = missing(), partial(_chunk, study, folder, wait)
-            if jobs > 1 and len(todo) > 1: spread(work, todo, jobs, count, lambda c: f'model {c[0]}')
+            if todo and not alone(jobs, len(todo)): spread(work, todo, jobs, count, lambda c: f'model {c[0]}')
             else:
                 for c in todo:
                     work(c)

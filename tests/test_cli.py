@@ -126,8 +126,9 @@ def test_no_gpu(refused):
 
 
 def test_no_slurm(refused):
-    if shutil.which('sbatch'): pytest.skip('this machine has Slurm')
-    refused('run', 'mat_fig1', '--executor', 'slurm', says='no Slurm here')
+    refused('run', 'mat_fig1', '--executor', 'slurm', says='no Slurm here', PATH=str(OVERMEM.parent))
+    refused('run', 'mat_fig1', '--slurm', 'gres=gpu:1', says='--slurm goes with --executor slurm')
+    refused('mem', '--dataset', 'digits', '--executor', 'slurm', '--slurm', 'gpu', says='write KEY=VALUE')
 
 
 def test_damaged_data(overmem, refused, tmp_path):
