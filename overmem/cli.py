@@ -31,7 +31,7 @@ verbose = click.option('-v', '--verbose', is_flag=True, expose_value=False, call
 def scaled(f):
     "Options --jobs, --executor and --slurm of a command, which gets `jobs` alone: where its work goes is settled before it begins"
     @click.option('--jobs', type=click.IntRange(1), help='At once: processes, or jobs of the cluster  [default: 1, on a cluster 100]')
-    @click.option('--executor', default='local', show_default=True, type=click.Choice(['local', 'slurm']), help='slurm: every training a job of a cluster; give the command on a machine like its nodes')
+    @click.option('--executor', default='local', show_default=True, type=click.Choice(['local', 'slurm']), help='slurm: every training a job of a cluster; give the command on a node of the kind that the jobs get')
     @click.option('--slurm', multiple=True, metavar='KEY=VALUE', help='An option of sbatch, as in gres=gpu:1 (repeatable)')
     @wraps(f)
     def command(jobs, executor, slurm, **given):
@@ -45,6 +45,9 @@ def _use_slurm(executor, options):
     if executor != 'slurm': raise BadRequest('--slurm goes with --executor slurm')
     bad = [v for v in options if not v.strip('=').count('=')]
     if bad: raise BadRequest(f"--slurm {bad[0]}: write KEY=VALUE, as in gres=gpu:1")
+    if any(v.lstrip('-').startswith(('gres=gpu', 'gpus')) for v in options):
+        from overmem.core import device
+        device('cuda')                                                   # or what 'auto' means would be settled here, without them
     use('slurm', dict(v.lstrip('-').split('=', 1) for v in options))
 
 @click.group(cls=Commands, context_settings=dict(help_option_names=['-h', '--help'], max_content_width=120))

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from .base import BadRequest, writable
+from .base import BadRequest, data_dir, writable
 from .data import md5
 from .metadata import SPLITS, group_sizes, read_images, read_metadata, stamp
 from .plots import image_grid
+from .pretrained import WEIGHTS
 from .sweeps import at_best, protocol
 
 # %% ../nbs/40_discovery.ipynb #29f37291
@@ -32,8 +33,8 @@ def explore(table, root, size:int=32, model:str='', combs:int=3, seeds:int=1, st
     few = [(y, n) for y, n in t[t.split == 1].y.value_counts().reindex(range(t.y.max() + 1), fill_value=0).items() if n < 2]
     if few: raise BadRequest(f'{table}: {few[0][1]} validation examples of class {few[0][0]}; each class needs two at least, to be in both environments')
     if not t.y.max(): raise BadRequest(f'{table}: all examples are of class 0; there must be two classes at least')
-    every = max(1, steps//20)
-    s = SimpleNamespace(kind=str(Path(table).resolve()), root=str(where), size=size, stamp=md5(table)[:8] + stamp(t.filename, where), model=model or ('preact_resnet(16, stem=2)' if size >= 32 else 'preact_resnet(16)' if size else 'linear(2048)'), steps=steps//every*every, every=every,
+    every, weights = max(1, steps//20), data_dir()/WEIGHTS
+    s = SimpleNamespace(kind=str(Path(table).resolve()), root=str(where), size=size, stamp=md5(table)[:8] + stamp(t.filename, where) + (md5(weights)[:8] if not size and weights.is_file() else ''), model=model or ('preact_resnet(16, stem=2)' if size >= 32 else 'preact_resnet(16)' if size else 'linear(2048)'), steps=steps//every*every, every=every,
                         family='own', opt='adam', zero_head=True, combs=combs, seeds=seeds)
     annotated = t.a.max() > 0
     by = 'true' if annotated else 'xrm'

@@ -6,13 +6,13 @@
 __all__ = ['SPLITS', 'IDENTITIES', 'PAGES', 'READERS', 'TITLES', 'TEXTS', 'read_metadata', 'checked', 'group_sizes',
            'read_waterbirds', 'read_celeba', 'read_multinli', 'read_civilcomments', 'read_benchmark', 'other_sizes',
            'read_image', 'all_there', 'stamp', 'seen', 'read_images', 'splits_of', 'view', 'token_table', 'features',
-           'inputs_of']
+           'fingerprint', 'inputs_of']
 
 # %% ../nbs/37_metadata.ipynb #10c32189
 import csv
 import hashlib
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from .base import BadRequest, data_dir, nearest, progress, reference
 from .benchmarks import Benchmark, Grouped
 from .core import evaluating
 from .data import floats, md5
-from .pretrained import WEIGHTS, bert_weights, pretrained_bert, pretrained_resnet50, tokens
+from .pretrained import BERT, WEIGHTS, bert_weights, pretrained_bert, pretrained_resnet50, tokens
 from .runs import compute
 
 # %% ../nbs/37_metadata.ipynb #8fae6685
@@ -204,6 +204,16 @@ def features(t:pd.DataFrame, root, name:str, device:str='cpu', force:bool=False)
     listed = hashlib.sha1('\0'.join(t.filename).encode()).hexdigest()
     c = dict(name=f'features-{name}', root=str(root), n=len(t), listed=listed, stamp='' if text else stamp(t.filename, root), weights=md5(weights), device=device)
     return torch.from_numpy(compute(c, work, ('metadata',), force)['x'])
+
+@lru_cache(8)
+def _fingerprint(name, root):
+    t, weights = READERS[name](root), root.parent/BERT/'model.safetensors' if name in TEXTS else root.parent/WEIGHTS
+    rows = hashlib.sha1(pd.util.hash_pandas_object(t[['filename', 'split', 'y', 'a']], index=False).values.tobytes()).hexdigest()[:12]
+    return '-'.join([rows, *([] if name in TEXTS else [stamp(t.filename, root)]), *([md5(weights)[:12]] if weights.is_file() else [])])
+
+def fingerprint(name:str) -> str:
+    "Changes when the table of a benchmark, one of its images, or the weights of the backbone for it do"
+    return _fingerprint(name, data_dir()/name)
 
 def inputs_of(t:pd.DataFrame, root, name:str, size:int=0, device:str='cpu') -> Tensor:
     "(n,...) inputs for the rows of a table: `features` if size is 0, else bytes of images, size x size (at 224 those of a benchmark as the official code cuts them out), or `size` tokens of texts"

@@ -63,8 +63,9 @@ class Bert(nn.Module):
     def __init__(self):
         super().__init__()
         transformers, d = _bert()
-        try: self.net = transformers.BertModel.from_pretrained(d, local_files_only=True, attn_implementation='eager', dtype=torch.float32)
+        try: self.net, about = transformers.BertModel.from_pretrained(d, local_files_only=True, attn_implementation='eager', dtype=torch.float32, output_loading_info=True)
         except Exception as e: raise BadRequest(f'{d} does not hold the weights of BERT ({str(e).splitlines()[0]}): download them again') from None
+        if about['missing_keys']: raise BadRequest(f"{d} does not hold the weights of BERT (no {sorted(about['missing_keys'])[0]}): download them again")
     def forward(self, x):
         token, is_one, second = x.long().unbind(-1)
         return self.net(input_ids=token, attention_mask=is_one, token_type_ids=second).pooler_output

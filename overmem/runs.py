@@ -32,7 +32,7 @@ from .data import Images, Replay, TensorLoader, check_classes, floats, load, md5
 from .evaluate import accuracy, evaluate, outcomes
 from .expressions import as_objective, files_in, make, names_in
 from .objectives import attached, check_images, moved
-from .parallel import alone, spread
+from .parallel import alone, once, spread
 from .records import History, Metrics, kept_array, pages, read_metrics
 from .train import Place, fit, load_checkpoint, load_weights, part, read_checkpoint, save_checkpoint, sgd
 
@@ -108,7 +108,7 @@ def run(config:dict, work:Callable, code:str, force:bool=False) -> Path:
     "Do `work(config, dir)` unless the directory says it is done; returns the directory. With `force`, do it again from the start"
     d = writable(run_dir(config, code))
     with locked(d):
-        if force: _empty(d)
+        if force: once(d, _empty)
         for f in d.glob('.*.safetensors.*'): f.unlink()                  # what a kill in the middle of saving left
         if not (d/'config.json').exists(): write_json(d/'config.json', dict(config, code=code))
         if not (d/'DONE').exists():
@@ -340,7 +340,7 @@ def _row(force:bool, c:Training) -> str: return str(train_run(c, force))
 
 def run_all(rows, jobs:int=1, force:bool=False) -> list:
     "Directories of all rows (a list of `Training`), those already finished left alone; `jobs` processes at once"
-    rows = list(rows)
+    rows = [replace(c, **{k: resolved(c)[k] for k in ('precision', 'capture')}) for c in rows]      # as this machine understands 'auto', wherever they run
     for c in rows: check(c)
     dirs = [run_dir(resolved(c), train_code(c)) for c in rows]
     total, todo = sum(c.epochs for c in rows), list({d: c for c, d in zip(rows, dirs) if force or not (d/'DONE').exists()}.values())     # each once

@@ -9,6 +9,7 @@ __all__ = ['FAMILIES', 'TEMPS', 'SHAPES', 'SCHEDULES', 'METHODS', 'GROUPS', 'hpa
            'compute_subsets', 'run_all', 'at_best', 'best_combination', 'best_twins', 'protocol']
 
 # %% ../nbs/39_sweeps.ipynb #921e8413
+import json
 from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from .data import absent, floats
 from .expressions import make, names_in
 from .groups import GroupDRO, Stream, equal_groups, group_accs, group_balance, irm, last_best, wga
 from .mat import mat, mat_in_batch, mat_shift
-from .metadata import READERS, TITLES, inputs_of, read_benchmark, read_metadata, splits_of
+from .metadata import READERS, TITLES, fingerprint, inputs_of, read_benchmark, read_metadata, splits_of
 from .models import Net
 from .objectives import adv, moved
 from .parallel import spread
@@ -55,13 +56,14 @@ def _data(kind, n, data_seed, stand_in, root, size, stamp, legacy_groups, device
     elif stand_in: b = shaped(TITLES[kind], *SHAPES[kind], n)
     else:
         t = read_benchmark(kind) if kind in READERS else read_metadata(kind)
-        b = splits_of(t.assign(A=2) if legacy_groups else t, inputs_of(t, root or data_dir()/kind, kind if kind in READERS else Path(kind).stem, size, device), TITLES.get(kind, Path(kind).stem))
+        if n: t = t.groupby('split').head(n)
+        b = splits_of(t.assign(A=2) if legacy_groups else t, inputs_of(t, root or data_dir()/kind, kind if kind in READERS else f'own-{Path(kind).stem}', size, device), TITLES.get(kind, Path(kind).stem))
     return b._replace(tr=b.tr.to(device), va=b.va.to(device), te=b.te.to(device))
 
 _DATA = dict(kind='ColorMNIST', n=0, data_seed=0, stand_in=False, root='', size=0, stamp='', legacy_groups=False)
 SHAPES = dict(waterbirds=(2, 2, 2048), celeba=(2, 2, 2048), multinli=(3, 2, 768), civilcomments=(2, 8, 768))      # classes, attributes, features
 def data_of(c:dict):
-    "The `Benchmark` of a configuration, on its device: a kind of coloured MNIST, one of the four benchmarks (or a stand-in, `shaped`), or a table (`kind` is its file) with images below `root`; `size` says what a network sees (see `inputs_of`), other files have another `stamp`"
+    "The `Benchmark` of a configuration, on its device: a kind of coloured MNIST, one of the four benchmarks (or a stand-in, `shaped`), or a table (`kind` is its file) with images below `root`, of each split the first `n` (0: all); `size` says what a network sees (see `inputs_of`), other files have another `stamp`"
     return _data(*(c[k] for k in _DATA), c['device'])
 
 def network_of(c:dict, b):
@@ -102,13 +104,15 @@ def rate(c:dict):
     if c['schedule'] not in SCHEDULES: raise BadRequest(f"no schedule '{c['schedule']}': {nearest(c['schedule'], SCHEDULES)}")
     return SCHEDULES[c['schedule']](c['lr'], c['steps']//c['every'])
 
-def balance_of(c:dict, b, g=None):
-    "Weights (n,) with which training examples are drawn: groups g alike, or, if `balanced`, classes; None for shuffling"
-    return group_balance(g) if g is not None else group_balance(b.tr.y) if c['balanced'] else None
+def balance_of(c:dict, b, g=None, idx=None):
+    "Weights (n,) with which training examples are drawn, of those at idx if that is given: groups g alike, or, if `balanced`, classes; None for shuffling"
+    of = g if g is not None else b.tr.y if c['balanced'] else None
+    if of is None or idx is None: return of if of is None else group_balance(of)
+    return torch.zeros(len(of), device=of.device).index_copy(0, idx, group_balance(of[idx]))
 
 def logits_of(model, x):
     "Logits (..., n, K) of inputs x (n,...), in eval mode, some million numbers at a time"
-    bs = min(5000, max(32, 4_000_000//x[0].numel()))
+    bs = min(5000, max(32, 4_000_000//x[0].numel())) if x.dtype != torch.int32 else 256                        # tokens, of which a network makes much
     with torch.no_grad(), evaluating(model): return torch.cat([model(floats(v)) for v in x.split(bs)], -2)
 
 def discover(c:dict) -> dict:
@@ -159,7 +163,7 @@ def prepared(c:dict, b, found:dict|None=None, idx=None) -> tuple:
     if c['method'] == 'SUBG':
         idx = torch.arange(len(g), device=g.device) if idx is None else idx
         idx = idx[equal_groups(g[idx], c['seed']).to(g.device)]
-    weights = balance_of(c, b, g if c['method'] == 'RWG' else None)
+    weights = balance_of(c, b, g if c['method'] == 'RWG' else None, idx)
     if c['method'] == 'GroupDRO': g = g.unique(return_inverse=True)[1]      # a group without a training example gets no weight
     if c['method'] == 'IRM': g = g % -(-n_groups//b.K)                      # environments: classes are in all of them
     return network_of(c, b), Stream(b.tr.x, b.tr.y, g, c['bs'], c['every'], idx, weights), objective_of(c, b, g, found)
@@ -199,14 +203,16 @@ def is_missing(kind:str) -> bool:
 
 _CODE = ('core', 'data', 'models', 'objectives', 'train', 'xrm', 'mat', 'groups', 'benchmarks', 'metadata', 'sweeps')
 def twins_run(s, comb:int, seed:int, device:str='cpu') -> dict:
-    "Configuration of phase 1 in the setting `s` with a combination of hyper-parameters. `s` is a namespace: model, steps, every, family; what else it may have, see `data_of` (kind, n, data_seed, stand_in, root, size, legacy_groups), `network_of` (zero_head), `optimiser` (opt, legacy_decay), `rate` (schedule), `balance_of` (balanced) and `hparams` (legacy_hparams)"
+    "Configuration of phase 1 in the setting `s` with a combination of hyper-parameters. `s` is a namespace: model, steps, every, family; what else it may have, see `data_of` (kind, n, data_seed, stand_in, which may be 'always', root, size, legacy_groups), `network_of` (zero_head), `optimiser` (opt, legacy_decay), `rate` (schedule), `balance_of` (balanced) and `hparams` (legacy_hparams)"
     h, rest = hparams(s.family, comb, getattr(s, 'legacy_hparams', False)), {k: getattr(s, k, v) for k, v in (_DATA | _TRAINING).items()}
-    rest['stand_in'] = bool(rest['stand_in'] and is_missing(s.kind))                        # what is so, and not what may be
+    rest['stand_in'] = rest['stand_in'] == 'always' or bool(rest['stand_in'] and is_missing(s.kind))      # what is so, and not what may be
+    if s.kind in READERS and not rest['stand_in']: rest['stamp'] = fingerprint(s.kind)
     return dict(name=f'xrm-{Path(s.kind).stem}', seed=seed, device=device, dropout=h.get('dropout', 0.), **rest, **{k: getattr(s, k) for k in ('model', 'steps', 'every')}, **{k: h[k] for k in ('lr', 'bs', 'wd')})
 
 _USES = dict(GroupDRO=('eta',), IRM=('lam', 'anneal'), MAT=('temp', 'calibration'))
 def method_run(s, method:str, groups:str, comb:int, seed:int, twins:dict|None=None, device:str='cpu') -> dict:
     "Configuration of phase 2; `twins` is that of the phase 1 whose environments are used, to train or to choose. MAT is calibrated on the training set, or in each batch if `s.calibration` is 'batch'"
+    if getattr(s, 'calibration', 'all') not in ('all', 'batch'): raise BadRequest(f"no calibration '{s.calibration}': all or batch")
     if method not in METHODS: raise BadRequest(f"no method '{method}': {nearest(method, METHODS)}")
     if groups not in GROUPS: raise BadRequest(f"no groups '{groups}': {nearest(groups, GROUPS)}")
     if twins is None and (groups == 'xrm' or method == 'MAT'): raise BadRequest(f"{method} with groups '{groups}' needs what phase 1 found: give `twins`")
@@ -230,7 +236,9 @@ def compute_subsets(c:dict, force:bool=False) -> dict:
 def _forced(f, force, c): return f(c, force)
 def run_all(f, runs:dict, jobs:int=1, force:bool=False) -> dict:
     "{key: f(configuration)} (`compute_twins` or `compute_method`) for runs {key: configuration}, `jobs` at a time; what is done is not done again"
-    return dict(zip(runs, spread(partial(_forced, f, force), list(runs.values()), jobs, told=lambda c: c['name'])))
+    each = {json.dumps(c, sort_keys=True): c for c in runs.values()}                         # what several criteria choose is one run
+    found = dict(zip(each, spread(partial(_forced, f, force), list(each.values()), jobs, told=lambda c: c['name'])))
+    return {k: found[json.dumps(c, sort_keys=True)] for k, c in runs.items()}
 
 # %% ../nbs/39_sweeps.ipynb #60d14f59
 def at_best(r:dict, by:str, patience:int=0) -> dict:
@@ -247,7 +255,7 @@ def best_combination(runs:dict, by:str, patience:int=0) -> int:
 def best_twins(runs:dict, b) -> int:
     "The combination, of phase 1 runs {combination: what it found}, that ends with the most flipped labels; BadRequest if none makes groups"
     able = {k: r['flips'][-1, 0] for k, r in runs.items() if not useless(r, b)}
-    if not able: raise BadRequest('in no combination of phase 1 both environments occur in every class of the training and of the validation images: train longer, take another network, or there is no shortcut to discover')
+    if not able: raise BadRequest('in no combination of phase 1 both environments occur in every class of the training and of the validation examples: train longer, take another network, or there is no shortcut to discover')
     return max(able, key=able.get)
 
 # %% ../nbs/39_sweeps.ipynb #3134a559

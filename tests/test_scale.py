@@ -9,6 +9,7 @@ from functools import partial
 import pandas as pd
 import pytest
 
+import overmem.cluster
 from overmem.base import BadRequest, RunFailed
 from overmem.cluster import use
 from overmem.parallel import spread
@@ -60,15 +61,26 @@ def test_a_refusal_comes_back_as_it_is(slurm):
     assert '99' in str(e.value)
 
 
-def test_a_row_that_is_killed_is_sent_again(slurm):
+def test_a_row_that_is_killed_is_sent_again(slurm, monkeypatch):
     "Without memory, say: the first time it kills its own process, and leaves no answer"
+    monkeypatch.setattr(overmem.cluster, 'GRACE', 4.)
     mark = slurm/'been here'
     assert spread(*shell(f'[ -e "{mark}" ] && echo back || {{ touch "{mark}"; kill -9 $PPID; sleep 9; }}')) == ['back\n']
+
+
+def test_a_row_that_is_always_killed_is_told(slurm, monkeypatch):
+    monkeypatch.setattr(overmem.cluster, 'GRACE', 4.)
+    monkeypatch.setattr(overmem.cluster, 'TRIES', 2)
+    with pytest.raises(RunFailed, match='killed 2 times; its log is'): spread(*shell('kill -9 $PPID; sleep 9'))
 
 
 def test_what_sbatch_refuses_is_told(slurm):
     use('slurm', dict(partition='nowhere'))
     with pytest.raises(BadRequest, match='sbatch refuses the jobs: .*partition'): spread(math.sqrt, [1], 1)
+    use('slurm', {'time': 'soon'})
+    with pytest.raises(BadRequest, match='is no time'): spread(math.sqrt, [1], 1)
+    use('slurm', {'time': '0:30:00', 'cpus-per-task': '2', 'job-name': 'mine'})
+    assert spread(math.sqrt, [1], 1) == [1]
 
 
 def scontrol(cluster, *args): return subprocess.run(['scontrol', *args], env=dict(os.environ, SLURM_CONF=str(cluster)), capture_output=True, text=True)
