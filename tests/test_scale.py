@@ -90,18 +90,20 @@ def queue(cluster, state): return subprocess.run(['squeue', '--noheader', '--arr
 def test_a_node_dies_in_the_middle(cluster, tmp_path):
     "The table is that of an undisturbed run on one machine"
     def run(home, *more): return subprocess.Popen([OVERMEM, 'run', 'zg_curves', '--budget', 'smoke', '-p', 'epochs=6', *more], env=dict(os.environ, OVERMEM_HOME=str(home), SLURM_CONF=str(cluster), OMP_NUM_THREADS='1'), stderr=subprocess.PIPE, text=True)
+    node, until = subprocess.check_output(['hostname', '-s'], text=True).strip(), time.time() + 300
+    while queue(cluster, 'PENDING,RUNNING,COMPLETING'): time.sleep(.5)                             # jobs of other tests, which have answered, and are still ending
     apart, alone = run(tmp_path/'cluster', '--executor', 'slurm', '--jobs', '2'), run(tmp_path/'here')
-    node, until = subprocess.check_output(['hostname', '-s'], text=True).strip(), time.time() + 120
     while not queue(cluster, 'RUNNING') and time.time() < until and apart.poll() is None: time.sleep(.2)
     cut = queue(cluster, 'RUNNING')
     assert cut, apart.stderr.read() if apart.poll() is not None else 'no row was sent'
     scontrol(cluster, 'update', f'NodeName={node}', 'State=DOWN', 'Reason=test')
     time.sleep(2)
     assert set(cut) <= set(queue(cluster, 'PENDING'))                       # Slurm has put them back
-    scontrol(cluster, 'update', f'NodeName={node}', 'State=RESUME')
+    time.sleep(5)                                                           # until what ran there is gone
     while apart.poll() is None and time.time() < until:
+        scontrol(cluster, 'update', f'NodeName={node}', 'State=RESUME')
         for j in queue(cluster, 'PENDING'): scontrol(cluster, 'update', f'JobId={j}', 'StartTime=now')      # or they would wait for two minutes
-        time.sleep(1)
+        time.sleep(2)
     for p in (apart, alone): assert p.wait(200) == 0, p.stderr.read()
     tables = [pd.read_csv(next((tmp_path/k).rglob('table.csv'))) for k in ('cluster', 'here')]
     pd.testing.assert_frame_equal(*tables)
