@@ -707,6 +707,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'overmem.scoreboard._places': ('scoreboard.html#_places', 'overmem/scoreboard.py'),
                                     'overmem.scoreboard._row': ('scoreboard.html#_row', 'overmem/scoreboard.py'),
                                     'overmem.scoreboard._runs': ('scoreboard.html#_runs', 'overmem/scoreboard.py'),
+                                    'overmem.scoreboard._styled': ('scoreboard.html#_styled', 'overmem/scoreboard.py'),
                                     'overmem.scoreboard.because': ('scoreboard.html#because', 'overmem/scoreboard.py'),
                                     'overmem.scoreboard.claim_rows': ('scoreboard.html#claim_rows', 'overmem/scoreboard.py'),
                                     'overmem.scoreboard.commit_dates': ('scoreboard.html#commit_dates', 'overmem/scoreboard.py'),

@@ -7,11 +7,12 @@ __all__ = ['PAPERS', 'CITED', 'NOT_JUDGED', 'LOOKS', 'listed', 'named', 'rebuilt
            'counts_text', 'summary_figure', 'mean_diff', 'commit_dates', 'figure_rows', 'because', 'claim_rows',
            'scoreboard', 'report']
 
-# %% ../nbs/41_scoreboard.ipynb #6560b92c
+# %% ../nbs/41_scoreboard.ipynb #8da566c9
 import csv
 import re
 import subprocess
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ def rebuilt(about:dict) -> dict:
     "{(paper, item): [experiments that rebuild it]} for every figure and table, of {experiment: its description}"
     return {(r['spec'], r['item']): [n for n, d in about.items() if d['paper'] == r['spec'] and r['item'] in named(d['shows']) or n in r['experiments'].split()] for r in listed('figures')}
 
-# %% ../nbs/41_scoreboard.ipynb #d3f23a77
+# %% ../nbs/41_scoreboard.ipynb #6b276e32
 class Look(NamedTuple):
     "A verdict: what it means, and how it is drawn: a mark for those who see no colours or print without, the colour of its cell, and that of the words in it"
     means: str
@@ -55,7 +56,7 @@ class Look(NamedTuple):
 NOT_JUDGED = 'not judged yet'
 LOOKS = {'reproduced': Look("the rule, written before the run, is met on the paper's own data and network", [(-1, -.1), (-.3, -.8), (1, .8)], '#14558f', '#ffffff'),
          'direction only': Look('the rule is met, but on other data or another network; or it is neither met nor refuted', [(-1, 0), (1, 0), (.2, .7), (1, 0), (.2, -.7)], '#a6cee8', '#111111'),
-         'not testable at this budget': Look('a control failed, data are missing, or the interval holds what would refute, and more', '$?$', '#e8e8e8', '#222222'),
+         'not testable at this budget': Look('a control failed, data or seeds are missing, or the interval reaches what would refute', '$?$', '#e8e8e8', '#222222'),
          'not reproduced': Look('what refutes the claim was seen', 'x', '#f2a250', '#111111'), NOT_JUDGED: Look('nobody has run it', '_', '#ffffff', '#555555')}
 
 def judged() -> dict:
@@ -85,7 +86,7 @@ def counts_text() -> str:
     "A line for each paper: how many claims, and their verdicts"
     return '\n'.join(f"{PAPERS[s]:13} {sum(c.values()):3} claims: {', '.join(f'{n} {v}' for v, n in c.items() if n)}" for s, c in summary_counts().items())
 
-# %% ../nbs/41_scoreboard.ipynb #a0edc124
+# %% ../nbs/41_scoreboard.ipynb #ecc7744f
 _WIDTH, _GAP = .955, .35                                                 # of a cell, in columns; between groups of claims, in rows
 
 def _places(now):
@@ -96,7 +97,7 @@ def _cell(ax, x, y, verdict, lead, words='', width=_WIDTH):
     "One cell: colour, mark, a word in bold, and plain ones"
     look = LOOKS[verdict]
     glyph = isinstance(look.mark, str) and look.mark[0] == '$'                                       # a letter is filled, a stroke is drawn
-    ax.add_patch(Rectangle((x, y + .05), width, .9, fc=look.fill, ec='#777777' if verdict == NOT_JUDGED else 'none', lw=.6, ls=(0, (3, 2)), gid='cell'))
+    ax.add_patch(Rectangle((x, y + .05), width, .9, fc=look.fill, ec='#777777' if verdict == NOT_JUDGED else 'none', lw=.6, ls=(0, (3, 2))))
     ax.plot(x + .06, y + .5, marker=look.mark, ms=5.5, mew=.4 if glyph else 1.4, mfc=look.ink if glyph else 'none', mec=look.ink, ls='')
     ax.text(x + .115, y + .52, lead, color=look.ink, weight='bold', va='center')
     ax.text(x + .27, y + .52, words, color=look.ink, va='center')
@@ -108,13 +109,19 @@ def _legend(ax, tally, x, y):
         ax.text(x + .31, y + .5 + 1.45*k, v, weight='bold', va='center'); ax.text(x + .31, y + 1.1 + 1.45*k, look.means, fontsize=6.6, va='center')
     ax.text(x, y + 8.1, 'AA: AutoAttack. AT: adversarial training. C100: CIFAR-100. RE, DA: the two forms of DOM.\nMore of each, with numbers, in SCOREBOARD.md.', fontsize=6.6, color='#444444', va='center')
 
+@contextmanager
+def _styled():
+    "The house style, small words, and axes that stay where they are put"
+    with plt.rc_context():
+        style()
+        plt.rcParams.update({'font.size': 7.1, 'figure.constrained_layout.use': False})
+        yield
+
 def summary_figure(now:dict):
     "Figure of {paper: {id: verdict}}: papers across, claims down, coloured and marked by verdict, with a legend that counts"
     tally, places, short = Counter(v for d in now.values() for v in d.values()), _places(now), {(r['spec'], r['id']): r['short'] for r in listed('claims')}
     height = max(row for *_, row in places) + 1
-    with plt.rc_context():
-        style()
-        plt.rcParams.update({'font.size': 7.1, 'figure.constrained_layout.use': False})
+    with _styled():
         fig = plt.figure(figsize=(8.6, .235*(height + 1.9)))
         ax = fig.add_axes((.005, .005, .99, .99), xlim=(0, len(now)), ylim=(height, -1.9))
         ax.axis('off')
@@ -123,7 +130,7 @@ def summary_figure(now:dict):
         _legend(ax, tally, 1.02, 20.4)
     return fig
 
-# %% ../nbs/41_scoreboard.ipynb #ca1af104
+# %% ../nbs/41_scoreboard.ipynb #9de49351
 def mean_diff(folder:Path) -> str:
     "Mean absolute difference to the paper's numbers over the rows of table.csv that have one, and their number; counts of steps, in another unit, are left out"
     try:
@@ -143,13 +150,12 @@ def _row(*cells): return '| ' + ' | '.join(' '.join(str(c).split()).replace('|',
 
 def _head(names): return [_row(*names), '|' + '---|'*len(names)]
 
-_FIGURES = ('figure or table', 'shows', 'rebuilt by', 'budget', 'verdicts', 'mean abs. difference (numbers)', 'process-seconds', 'device', 'code', 'of')
+_FIGURES = ('figure or table', 'shows', 'rebuilt by', 'budget', 'verdicts', 'mean abs. difference (numbers)', 'process-seconds', 'device', 'code', 'date of the code')
 
 def _runs(name, runs, dates):
-    "What follows 'shows' in the rows of an experiment: one for each budget it was run at"
-    if name not in {n for n, _ in runs}: return [(name, 'not run')]
+    "What follows 'shows' in the rows of an experiment: one for each budget it was run at, the largest first"
     return [(f'[{name}]({name}/{b}/notebook.ipynb)', f'[{b}]({name}/{b}/figure.png)', counts(v), mean_diff(results_dir()/name/b), f"{r.get('process_seconds') or r['wall_seconds']:.0f}", r['device'], r['code_version'], dates.get(r['code_version'].split()[-1].rstrip('+'), ''))
-            for (n, b), (r, v) in runs.items() if n == name]
+            for b in BUDGETS[::-1] for r, v in [runs.get((name, b), (None, None))] if r] or [(name, 'not run')]
 
 def figure_rows(paper:str, about:dict, runs:dict, dates:dict) -> list:
     "Lines of the table of a paper's figures: of {experiment: description}, {(experiment, budget): (run, verdicts)} and {commit: date}"
@@ -162,11 +168,12 @@ def figure_rows(paper:str, about:dict, runs:dict, dates:dict) -> list:
 
 _CLAIMS = ('claim', 'says', 'verdict', 'because', 'measured', 'value ± std (n)', 'paper', 'rule, and interval', 'picture', 'notebook')
 _REASONS = ('the rule is met, though', 'not refuted, but', 'the interval reaches', 'control failed', *(f'{n} seed' for n in range(3)))
+_ELSE = {'reproduced': 'the confirming rule is met', 'not reproduced': 'the refuting rule is met', 'not testable at this budget': 'the interval reaches what would refute, and more'}
 
 def because(v:dict) -> str:
     "Why a verdict is what it is, in a clause; '' where its numbers say it"
     if v['threshold'] == 'none applied': return v['note']
-    return v['note'].split('. ')[0] if v['note'].startswith(_REASONS) else {'reproduced': 'the rule is met', 'not reproduced': 'what refutes it is met'}.get(v['verdict'], '')
+    return v['note'].split('. ')[0] if v['note'].startswith(_REASONS) else _ELSE.get(v['verdict'], '')
 
 def claim_rows(paper:str, about:dict, found:dict) -> list:
     "Lines of the table of a paper's claims: of {experiment: description} and what `judged` found"
@@ -183,15 +190,15 @@ def scoreboard() -> str:
     about, runs, dates, found, count = {n: describe(p) for n, p in experiments().items()}, {(n, b): (r, v) for n, b, r, v in all_results()}, commit_dates(), judged(), summary_counts()
     lines = ['# Scoreboard', '', 'Written by `overmem report` from the files beside it.', '', '![A column for each paper, in it a cell for each claim, coloured and marked by its verdict](summary.png)', '', *_head(('paper', 'claims', *LOOKS))]
     lines += [_row(PAPERS[s], sum(c.values()), *c.values()) for s, c in count.items()] + [_row('all', *(sum(x) for x in zip(*((sum(c.values()), *c.values()) for c in count.values()))))]
-    lines += ['', ' '.join(['Each claim stands with the verdict of the largest budget it was run at.', *(f'**{v[0].upper()}{v[1:]}**: {look.means}.' for v, look in LOOKS.items())])]
+    lines += ['', ' '.join(['Each claim stands with the verdict of the largest budget it was run at.', *(f'**{v[0].upper()}{v[1:]}**: {look.means}.' for v, look in LOOKS.items())]),
+              'Figures that share a notebook share its verdicts and its cost; *ours* are experiments that rebuild no figure or table of the paper. Pictures are those of the notebooks.']
     for s in PAPERS: lines += ['', f'## {PAPERS[s]}', '', CITED[s] + '.', '', '### Figures and tables', '', *figure_rows(s, about, runs, dates), '', '### Claims', '', *claim_rows(s, about, found)]
     return '\n'.join(lines) + '\n'
 
 def report() -> Path:
     "Write SCOREBOARD.md, summary.svg and summary.png into data/results; returns the page's path. The same results give the same files, byte for byte"
     path, page, fig = results_dir()/'SCOREBOARD.md', scoreboard(), summary_figure(standing(judged()))
-    with plt.rc_context():
-        style()
+    with _styled():
         for kind, facts in dict(svg=dict(Date=None), png=dict(Software=None)).items():
             with replacing(path.with_name(f'summary.{kind}')) as tmp: fig.savefig(tmp, format=kind, metadata=facts)
     plt.close(fig)
