@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPERS', 'CITED', 'NOT_JUDGED', 'LOOKS', 'listed', 'named', 'rebuilt', 'Look', 'judged', 'standing', 'summary_counts',
-           'counts_text', 'summary_figure', 'mean_diff', 'commit_dates', 'figure_rows', 'because', 'claim_rows',
-           'scoreboard', 'report']
+           'counts_text', 'summary_figure', 'read_table', 'mean_diff', 'measured_on', 'commit_dates', 'figure_rows',
+           'because', 'claim_rows', 'scoreboard', 'report']
 
 # %% ../nbs/41_scoreboard.ipynb #8da566c9
 import csv
@@ -130,15 +130,25 @@ def summary_figure(now:dict):
         _legend(ax, tally, 1.02, 20.4)
     return fig
 
-# %% ../nbs/41_scoreboard.ipynb #9de49351
-def mean_diff(folder:Path) -> str:
-    "Mean absolute difference to the paper's numbers over the rows of table.csv that have one, and their number; counts of steps, in another unit, are left out"
+# %% ../nbs/41_scoreboard.ipynb #e4cb7204
+def read_table(folder:Path) -> list:
+    "dataset, arch, metric, mean and diff of the rows of table.csv in a folder of results, the last two as numbers or None; a damaged file is named"
+    num = lambda t: float(t) if t else None
     try:
         with open(folder/'table.csv', newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f, strict=True))
         if any(None in r or None in r.values() for r in rows): raise ValueError('lines of different lengths')
-        d = [abs(float(r['diff'])) for r in rows if r['diff'] and r['metric'] != 'steps']
-    except (OSError, ValueError, KeyError, csv.Error) as e: raise RunFailed(f'{folder/"table.csv"} is damaged ({e}): delete that folder and run the experiment again') from None
+        return [dict({k: r[k] for k in ('dataset', 'arch', 'metric')}, mean=num(r['mean']), diff=num(r['diff'])) for r in rows]
+    except (OSError, ValueError, KeyError, csv.Error) as e:
+        raise RunFailed(f"{folder/'table.csv'} is damaged ({'no column ' if isinstance(e, KeyError) else ''}{e}): delete that folder and run the experiment again") from None
+
+def mean_diff(rows) -> str:
+    "Mean absolute difference to the paper's numbers over the rows of a table that have one, and their number; counts of steps, in another unit, are left out"
+    d = [abs(r['diff']) for r in rows if r['diff'] is not None and r['metric'] != 'steps']
     return f'{sum(d)/len(d):.3g} ({len(d)})' if d else ''
+
+def measured_on(rows) -> str:
+    "Data sets and networks of the rows of a table that hold a number"
+    return '; '.join(' and '.join(dict.fromkeys(r[k] for r in rows if r['mean'] is not None)) for k in ('dataset', 'arch')).strip('; ') or 'nothing measured'
 
 def commit_dates() -> dict:
     "{first 12 digits of a commit: its date} of the clone that the package is in; empty where there is no git or no history"
@@ -150,21 +160,30 @@ def _row(*cells): return '| ' + ' | '.join(' '.join(str(c).split()).replace('|',
 
 def _head(names): return [_row(*names), '|' + '---|'*len(names)]
 
-_FIGURES = ('figure or table', 'shows', 'rebuilt by', 'budget', 'verdicts', 'mean abs. difference (numbers)', 'process-seconds', 'device', 'code', 'date of the code')
+_FIGURES = ('figure or table', 'shows', 'rebuilt by', 'budget', 'on', 'verdicts', 'mean abs. difference (numbers)', 'process-seconds', 'device', 'code', 'date of the code')
 
 def _runs(name, runs, dates):
     "What follows 'shows' in the rows of an experiment: one for each budget it was run at, the largest first"
-    return [(f'[{name}]({name}/{b}/notebook.ipynb)', f'[{b}]({name}/{b}/figure.png)', counts(v), mean_diff(results_dir()/name/b), f"{r.get('process_seconds') or r['wall_seconds']:.0f}", r['device'], r['code_version'], dates.get(r['code_version'].split()[-1].rstrip('+'), ''))
-            for b in BUDGETS[::-1] for r, v in [runs.get((name, b), (None, None))] if r] or [(name, 'not run')]
+    return [_run(name, b, *runs[name, b], dates) for b in BUDGETS[::-1] if (name, b) in runs] or [(name, 'not run')]
+
+def _run(name, budget, about, verdicts, dates):
+    table, code = read_table(results_dir()/name/budget), about['code_version']
+    return (f'[{name}]({name}/{budget}/notebook.ipynb)', f'[{budget}]({name}/{budget}/figure.png)', measured_on(table), counts(verdicts) or 'no claim of its own', mean_diff(table),
+            f"{about.get('process_seconds') or about['wall_seconds']:.0f}", about['device'], code, dates.get(code.split()[-1].rstrip('+'), ''))
 
 def figure_rows(paper:str, about:dict, runs:dict, dates:dict) -> list:
     "Lines of the table of a paper's figures: of {experiment: description}, {(experiment, budget): (run, verdicts)} and {commit: date}"
     makers, lines = rebuilt(about), _head(_FIGURES)
     for r in (r for r in listed('figures') if r['spec'] == paper):
-        done = [x for n in makers[paper, r['item']] for x in _runs(n, runs, dates)] or [('–', f"not rebuilt: {r['reason']}" if r['reason'] else 'no experiment yet')]
-        lines += [_row(*(('', '') if k else (r['item'], r['shows'])), *x, *['']*(8 - len(x))) for k, x in enumerate(done)]
-    ours = [n for n, d in about.items() if d['paper'] == paper and not any(n in v for v in makers.values())]
-    return lines + [_row(*(('', '') if k else ('ours', about[n]['shows'])), *x, *['']*(8 - len(x))) for n in ours for k, x in enumerate(_runs(n, runs, dates))]
+        none = [('–', f"not rebuilt: {r['reason']}" if r['reason'] else 'no experiment yet')]
+        lines += _below(r['item'], r['shows'], [x for n in makers[paper, r['item']] for x in _runs(n, runs, dates)] or none)
+    for n, d in about.items():
+        if d['paper'] == paper and not any(n in v for v in makers.values()): lines += _below('ours', d['shows'], _runs(n, runs, dates))
+    return lines
+
+def _below(item, shows, done):
+    "A row for each of `done`, filled up; item and what it shows stand in the first"
+    return [_row(*(('', '') if k else (item, shows)), *x, *['']*(len(_FIGURES) - 2 - len(x))) for k, x in enumerate(done)]
 
 _CLAIMS = ('claim', 'says', 'verdict', 'because', 'measured', 'value ± std (n)', 'paper', 'rule, and interval', 'picture', 'notebook')
 _REASONS = ('the rule is met, though', 'not refuted, but', 'the interval reaches', 'control failed', *(f'{n} seed' for n in range(3)))
@@ -181,7 +200,7 @@ def claim_rows(paper:str, about:dict, found:dict) -> list:
     for r in (r for r in listed('claims') if r['spec'] == paper):
         says, key = r['claim'] + (' *(asked by us)*' if r['by'] == 'us' else ''), (paper, r['id'])
         if key not in found: lines.append(_row(r['id'], says, NOT_JUDGED, f'belongs to {owner[key]}' if key in owner else 'no experiment yet', *['']*6))
-        lines += [_row(r['id'], says, f"**{v['verdict']}**", because(v), f"{v['quantity']} ({v['data']})", number(v), 'not reported' if v['paper'] is None else v['paper'], v['threshold'], f'[{b}]({n}/{b}/figure.png)', f'[{n}]({n}/{b}/notebook.ipynb)')
+        lines += [_row(r['id'], says, f"**{v['verdict']}**", because(v), v['quantity'] + ('' if v['data'] == 'none' else f" ({v['data']})"), number(v), 'not reported' if v['paper'] is None else v['paper'], v['threshold'], f'[{b}]({n}/{b}/figure.png)', f'[{n}]({n}/{b}/notebook.ipynb)')
                   for v, n, b in found.get(key, ())]
     return lines
 
@@ -190,8 +209,8 @@ def scoreboard() -> str:
     about, runs, dates, found, count = {n: describe(p) for n, p in experiments().items()}, {(n, b): (r, v) for n, b, r, v in all_results()}, commit_dates(), judged(), summary_counts()
     lines = ['# Scoreboard', '', 'Written by `overmem report` from the files beside it.', '', '![A column for each paper, in it a cell for each claim, coloured and marked by its verdict](summary.png)', '', *_head(('paper', 'claims', *LOOKS))]
     lines += [_row(PAPERS[s], sum(c.values()), *c.values()) for s, c in count.items()] + [_row('all', *(sum(x) for x in zip(*((sum(c.values()), *c.values()) for c in count.values()))))]
-    lines += ['', ' '.join(['Each claim stands with the verdict of the largest budget it was run at.', *(f'**{v[0].upper()}{v[1:]}**: {look.means}.' for v, look in LOOKS.items())]),
-              'Figures that share a notebook share its verdicts and its cost; *ours* are experiments that rebuild no figure or table of the paper. Pictures are those of the notebooks.']
+    lines += ['', ' '.join(['Each claim stands with the verdict of the largest budget it was run at, and the weakest if there are several.', *(f'**{v[0].upper()}{v[1:]}**: {look.means}.' for v, look in LOOKS.items())]),
+              'Figures that share a notebook share its verdicts and its cost; what data and networks it was run on stands beside it, and need not be those of the paper. *ours* are experiments that rebuild no figure or table of the paper. Pictures are those of the notebooks.']
     for s in PAPERS: lines += ['', f'## {PAPERS[s]}', '', CITED[s] + '.', '', '### Figures and tables', '', *figure_rows(s, about, runs, dates), '', '### Claims', '', *claim_rows(s, about, found)]
     return '\n'.join(lines) + '\n'
 
