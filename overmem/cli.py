@@ -124,10 +124,10 @@ def _tell(name, folder, seconds=None):
 @cli.command()
 @verbose
 def report():
-    "Rebuild the scoreboard from everything in data/results."
-    from overmem.runner import report as write, scoreboard
+    "Rebuild the scoreboard, a page and a picture, from everything in data/results."
+    from overmem.scoreboard import counts_text, report as write
     path = write()
-    click.echo(scoreboard() + f'\n{path}')
+    click.echo(f"{counts_text()}\n{path}\n{path.with_name('summary.png')}")
 
 # %% ../nbs/44_cli.ipynb #d3d5394c
 @cli.command()
