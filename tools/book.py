@@ -12,7 +12,7 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT/'data'/'results'
-INPUTS = ('nbs', 'overmem', 'tools', 'data/results', 'README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')
+INPUTS = ('nbs', 'overmem', 'tools', 'data/results', 'data/reference', 'README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')
 
 
 def write_chapters(src: Path) -> dict:
@@ -32,13 +32,12 @@ def write_results(src: Path, pages: dict):
     "Landing page, papers, experiments and scoreboard"
     import papers
     runs, readme = papers.best_runs(), (ROOT/'README.md').read_text()
-    found = papers.verdicts(runs)
-    for name in papers.experiments(): nbformat.write(experiment_page(name, runs, papers.facts(name, found, runs)), src/f'{name}.ipynb')
-    for p in papers.PAPERS: (src/f'paper_{p}.md').write_text(papers.paper_page(p, found, runs))
+    for name in papers.experiments(): nbformat.write(experiment_page(name, runs, papers.facts(name, runs)), src/f'{name}.ipynb')
+    for p in papers.PAPERS: (src/f'paper_{p}.md').write_text(papers.paper_page(p, runs))
     for f in RESULTS.glob('*.svg'): shutil.copy(f, src)
     (src/'scoreboard.md').write_text(papers.scoreboard(RESULTS/'SCOREBOARD.md'))
     tocs = dict(Start=['guide', 'scoreboard'], Papers=[f'paper_{p}' for p in papers.PAPERS]) | pages | dict(Reference=['api', 'contributing', 'changelog'])
-    (src/'index.md').write_text(papers.landing(found, readme, (src/'summary.svg').exists(), [papers.hidden_toc(names, g) for g, names in tocs.items()]))
+    (src/'index.md').write_text(papers.landing(readme, (src/'summary.svg').exists(), [papers.hidden_toc(names, g) for g, names in tocs.items()]))
 
 
 def experiment_page(name: str, runs: dict, facts: str):

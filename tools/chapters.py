@@ -27,14 +27,18 @@ def chapter(path: Path):
         directives = {k for k, _ in DIRECTIVE.findall(c.source)} if c.cell_type == 'code' else set()
         if directives & {'hide', 'default_exp'}: continue
         if 'export' in directives:
+            if only_imports(c.source): continue
             entries = list(documented(c.source, module))
             names += [e[:2] for e in entries]
             if entries: out.append(nbformat.v4.new_markdown_cell('\n\n'.join(text for *_, text in entries)))
-            c.metadata['tags'] = ['hide-input']
+            if group(path.stem) != 'Methods': c.metadata['tags'] = ['hide-input']
         out.append(readable(c))
     nb.cells = described([c for c in out if c.source.strip() or c.get('outputs')])
     if module: nb.cells.insert(1, nbformat.v4.new_markdown_cell(fenced('py:module', module.__name__)))
     return nb, name, nb.cells[0].source.partition('\n> ')[2], names
+
+
+def only_imports(source: str) -> bool: return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(source).body)
 
 
 def readable(c):
@@ -69,7 +73,7 @@ def fenced(directive: str, argument: str, body: str = '', **options) -> str:
 
 def documented(source: str, module):
     "(name, first line, entry) of every public function, class and constant that a cell defines"
-    for n in ast.parse(re.sub(r'^\s*[%!].*$', '', source, flags=re.M)).body:
+    for n in ast.parse(source).body:
         name = getattr(n, 'name', None) or (n.targets[0].id if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name) else None)
         if name not in module.__all__: continue
         line = escaped((ast.get_docstring(n) or '').partition('\n')[0]) if hasattr(n, 'name') else constant(n, source)
