@@ -32,6 +32,7 @@ def write_results(src: Path, pages: dict):
     "Landing page, papers, experiments and scoreboard"
     import papers
     runs, readme = papers.best_runs(), (ROOT/'README.md').read_text()
+    for name, (budget, *_) in runs.items(): shutil.copy(RESULTS/name/budget/'figure.svg', src/f'{name}.svg')
     for name in papers.experiments(): nbformat.write(experiment_page(name, runs, papers.facts(name, runs)), src/f'{name}.ipynb')
     for p in papers.PAPERS: (src/f'paper_{p}.md').write_text(papers.paper_page(p, runs))
     for f in RESULTS.glob('*.svg'): shutil.copy(f, src)
@@ -70,7 +71,7 @@ def site(out: Path):
         src.mkdir()
         write_results(src, write_chapters(src))
         write_guide(src)
-        subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', '-d', Path(tmp)/'doctrees', '-c', ROOT/'tools'/'site', src, html], check=True)
+        subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', '-d', Path(tmp)/'doctrees', '-c', ROOT/'tools'/'layout', src, html], check=True)
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(html, out)
     print(f'{len(list(out.glob("*.html")))} pages in {out}')

@@ -74,10 +74,14 @@ def fenced(directive: str, argument: str, body: str = '', **options) -> str:
 def documented(source: str, module):
     "(name, first line, entry) of every public function, class and constant that a cell defines"
     for n in ast.parse(source).body:
-        name = getattr(n, 'name', None) or (n.targets[0].id if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name) else None)
-        if name not in module.__all__: continue
-        line = escaped((ast.get_docstring(n) or '').partition('\n')[0]) if hasattr(n, 'name') else constant(n, source)
-        yield name, line, entry(n, name, line, getattr(module, name), module.__name__)
+        for name in sorted(defines(n) & set(module.__all__)):
+            line = escaped((ast.get_docstring(n) or '').partition('\n')[0]) if hasattr(n, 'name') else constant(n, source)
+            yield name, line, entry(n, name, line, getattr(module, name), module.__name__)
+
+
+def defines(n) -> set:
+    "The names that a statement binds"
+    return {n.name} if hasattr(n, 'name') else {t.id for target in getattr(n, 'targets', ()) for t in ast.walk(target) if isinstance(t, ast.Name)}
 
 
 def entry(n, name, line, obj, module) -> str:
@@ -138,7 +142,7 @@ def cell(text: str) -> str: return ' '.join(text.split()).replace('|', '\\|')
 
 def api(modules) -> str:
     "The page that lists every exported name; modules: [(name, about, [(exported name, line)])]"
-    lines = ['# API', '', 'Every exported name, by module; each leads to its entry in the chapter that explains it, and from there to its source.', '']
+    lines = ['# API', '', 'Every exported name, by module; each leads to its entry in the chapter that explains it, and from there to its source. All names in one alphabet: {ref}`genindex`.', '']
     for module, about, names in modules:
         lines += [f'## {module}', '', about, '', '| name | what it is |', '|---|---|', *(f'| {{py:obj}}`{n} <overmem.{module}.{n}>` | {cell(line)} |' for n, line in names), '']
     return '\n'.join(lines)

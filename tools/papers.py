@@ -9,7 +9,7 @@ from overmem.scoreboard import LOOKS, judged, listed, rebuilt, summary_counts
 
 SHORT = {'not testable at this budget': 'not testable', 'not judged yet': 'not judged'}
 WIDE = '---\nhtml_theme.sidebar_secondary.remove: true\n---\n'          # no contents beside the page
-LEAD = 'Networks memorize: sometimes harmlessly, sometimes at the price of all robustness. This workbook explains the papers that say so, builds their methods, runs their figures and tables again, and says of every claim whether it held.'
+LEAD = 'Networks memorize: sometimes harmlessly, sometimes at the price of all robustness. This workbook explains the papers that say so, builds their methods, re-runs their figures, and says of every claim whether it held.'
 
 
 class Paper(NamedTuple):
@@ -107,7 +107,7 @@ Run the main job, and run the tests, each in a fresh clone:
 
 ## Every claim
 
-{"![A column for each paper, in it a cell for each claim, coloured and marked by its verdict](summary.svg)" if figure else ''}
+{"![A column for each paper, in it a cell for each claim, coloured and marked by its verdict](summary.svg){.wide}" if figure else ''}
 
 <dl class="legend">{legend}</dl>
 
@@ -154,11 +154,11 @@ def facts(name: str, runs: dict) -> str:
     took = f'{seconds:.0f} seconds' if seconds < 120 else f'{seconds/60:.0f} minutes'
     ran = f"`overmem run {name} --budget {budget}`, on {run['device']}: {took} of computing; code {run['code_version']}."
     table = rows(['claim', 'says', 'verdict', 'value ± std (seeds)'], *([v['id'], cell(v['claim']), chip(v['verdict']), number(v)] for v in verdicts)) if verdicts else []
-    return '\n'.join([paper, '', ran, '', *table])
+    return '\n'.join([paper, '', f"![{e['shows']}]({name}.svg){{.wide}}", '', *table, '', ran])
 
 
 def scoreboard(board: Path) -> str:
     "The committed scoreboard; what it links among the results leads to the experiment's page"
     if not board.exists(): return '# Scoreboard\n\nNothing has been run yet.\n'
     text = re.sub(rf"\]\((?:\./)?(\w+)/(?:{'|'.join(BUDGETS)})/[^)]*\)", r'](\1.ipynb)', board.read_text(encoding='utf-8'))
-    return WIDE + text.replace('](summary.png)', '](summary.svg)')
+    return WIDE + text.replace('](summary.png)', '](summary.svg){.wide}')

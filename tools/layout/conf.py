@@ -14,7 +14,7 @@ nb_execution_mode, nb_code_prompt_show, nb_code_prompt_hide = 'off', 'Show the c
 myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'attrs_inline']
 exclude_patterns, suppress_warnings = ['_build'], ['myst.header', 'misc.highlighting_failure']
 add_module_names, python_maximum_signature_line_length, viewcode_line_numbers, viewcode_follow_imported_members = False, 88, True, False
-html_title, html_static_path, html_css_files, html_copy_source, html_show_copyright = 'overmem', ['../../nbs/styles.css'], ['styles.css'], False, False
+html_title, html_static_path, html_css_files, html_favicon, html_copy_source, html_show_copyright = 'overmem', ['../../nbs/styles.css'], ['styles.css'], 'favicon.svg', False, False
 html_context = dict(default_mode='auto')
 html_theme_options = dict(search_bar_text='Search the book', use_download_button=False, navigation_with_keys=False, show_toc_level=2, navbar_persistent=[], logo=dict(text='overmem'),
                           pygments_light_style='a11y-high-contrast-light', pygments_dark_style='a11y-high-contrast-dark')
