@@ -22,7 +22,7 @@ mathjax_path, mathjax3_config = 'mathjax/tex-chtml-full.js', dict(options=dict(e
 
 
 class LinkNames(SphinxPostTransform):
-    "`zerograd` or `zerograd()` in running text leads to the definition, if one module alone has the name or this chapter defines it"
+    "`zerograd` or `zerograd()` in a chapter leads to the definition, if one module alone has the name or this chapter defines it; on other pages only `names_like_this` do, and no name of an argument or field does"
     default_priority = 5
 
     def run(self, **kwargs):
@@ -33,7 +33,9 @@ class LinkNames(SphinxPostTransform):
             name = re.fullmatch(r'(?:overmem\.)?(\w{3,})(?:\(\))?', node.astext())
             hits = found.get(name[1], []) if name else []
             hits = [h for h in hits if h[1].docname == self.env.docname] or hits
-            if len(hits) != 1 or any(isinstance(a, (nodes.reference, nodes.title, addnodes.desc_signature)) for a in ancestors(node)): continue
+            above = {type(a) for a in ancestors(node)}
+            if len(hits) != 1 or above & {nodes.reference, nodes.title, addnodes.desc_signature} or above >= {nodes.table, addnodes.desc_content}: continue
+            if name[1] == 'full' or not ('_' in name[1] or self.env.docname[:2].isdigit()): continue                              # `full` is a budget
             full, o = hits[0]
             node.replace_self(make_refnode(self.app.builder, self.env.docname, o.docname, o.node_id, node.deepcopy(), full))
 
