@@ -9,4 +9,4 @@ __all__ = []
 from .cli import main
 
 # %% ../nbs/45_main.ipynb #fd8d67ce
-main()
+if __name__ == '__main__': main()

@@ -135,7 +135,7 @@ def scrub(nb):
 # %% ../nbs/41_runner.ipynb #1221486a
 def run_many(todo:dict, params:dict, jobs:int=1, done=None) -> list:
     "Run experiments {name: path} with parameters {name: {...}}, those that measure times last and one by one; `done(name, folder, seconds)` after each. Returns the errors, after all have been tried"
-    os.environ['OVERMEM_HOME'], os.environ['OVERMEM_DATA'] = str(home()), str(data_dir())
+    os.environ |= dict(OVERMEM_HOME=str(home()), OVERMEM_DATA=str(data_dir()), MPLBACKEND='module://matplotlib_inline.backend_inline')      # figures belong into the notebook, whatever the shell says
     def one(name, inner):
         began = time.time()
         try: folder = execute(name, todo[name], dict(params[name], jobs=inner), sys.stderr)

@@ -16,7 +16,7 @@ INPUTS = ('nbs', 'overmem', 'tools', 'data/results', 'data/reference', 'README.m
 
 
 def write_chapters(src: Path) -> dict:
-    "A page for each component notebook and the API's; returns {caption: [page]}"
+    "A page for each component notebook, for `start`, and the API's; returns {caption: [page]}"
     from chapters import GROUPS, api, chapter, group
     pages, modules = {g: [] for g in GROUPS}, []
     for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')):
@@ -24,6 +24,7 @@ def write_chapters(src: Path) -> dict:
         nbformat.write(nb, src/p.name)
         pages.setdefault(group(p.stem), []).append(p.stem)
         if module: modules.append((module, about, names))
+    nbformat.write(chapter(ROOT/'nbs'/'start.ipynb')[0], src/'start.ipynb')
     (src/'api.md').write_text(api(modules))
     return pages
 
@@ -37,7 +38,7 @@ def write_results(src: Path, pages: dict):
     for p in papers.PAPERS: (src/f'paper_{p}.md').write_text(papers.paper_page(p, runs))
     for f in RESULTS.glob('*.svg'): shutil.copy(f, src)
     (src/'scoreboard.md').write_text(papers.scoreboard(RESULTS/'SCOREBOARD.md'))
-    tocs = dict(Start=['guide', 'scoreboard'], Papers=[f'paper_{p}' for p in papers.PAPERS]) | pages | dict(Reference=['api', 'contributing', 'changelog'])
+    tocs = dict(Start=['start', 'guide', 'scoreboard'], Papers=[f'paper_{p}' for p in papers.PAPERS]) | pages | dict(Reference=['api', 'contributing', 'changelog'])
     (src/'index.md').write_text(papers.landing(readme, (src/'summary.svg').exists(), [papers.hidden_toc(names, g) for g, names in tocs.items()]))
 
 

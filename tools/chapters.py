@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 from fastcore.docments import docments
 
-GROUPS = dict(Foundations=('00_', '01_', '02_', '03_', '04_'), Parts=('10_', '11_', '12_', '13_', '14_', '20_', '21_', '22_', '23_'), Methods=('30_', '31_', '32_', '33_', '34_', '35_', '36_'), Machinery=('37_', '38_', '39_', '40_', '41_', '42_', '43_', '44_'))
+GROUPS = dict(Foundations=('00_', '01_', '02_', '03_', '04_'), Parts=('10_', '11_', '12_', '13_', '14_', '20_', '21_', '22_', '23_'), Methods=('30_', '31_', '32_', '33_', '34_', '35_', '36_'), Machinery=('37_', '38_', '39_', '40_', '41_', '42_', '43_', '44_', '45_'))
 DIRECTIVE = re.compile(r'^#\|[ \t]*(\w+):?[ \t]*(\S*)', re.M)
 SPECIAL = re.compile(r'([\\*_\[\]<>${}])')
 

@@ -93,7 +93,7 @@ def landing(readme: str, figure: bool, tocs) -> str:
 
 {count_table(summary_counts())}
 
-<p class="start"><a class="first" href="guide.html">Start here</a> <a href="30_zerograd.html">A method</a> <a href="zg_curves.html">An experiment</a> <a href="scoreboard.html">All verdicts</a> <a href="api.html">API</a></p>
+<p class="start"><a class="first" href="start.html">Start here</a> <a href="guide.html">Guide</a> <a href="30_zerograd.html">A method</a> <a href="zg_curves.html">An experiment</a> <a href="scoreboard.html">All verdicts</a> <a href="api.html">API</a></p>
 
 Run the main job, and run the tests, each in a fresh clone:
 
