@@ -290,6 +290,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'overmem.distributed._Method.__init__': ( 'distributed.html#_method.__init__',
                                                                                'overmem/distributed.py'),
                                      'overmem.distributed._Method.forward': ('distributed.html#_method.forward', 'overmem/distributed.py'),
+                                     'overmem.distributed._divided': ('distributed.html#_divided', 'overmem/distributed.py'),
                                      'overmem.distributed._join': ('distributed.html#_join', 'overmem/distributed.py'),
                                      'overmem.distributed._own_gpu': ('distributed.html#_own_gpu', 'overmem/distributed.py'),
                                      'overmem.distributed._same_random': ('distributed.html#_same_random', 'overmem/distributed.py'),

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .base import BadRequest, RunFailed
 from .core import Objective, full
+from .models import Net
 
 # %% ../nbs/03_distributed.ipynb #ea65d1e2
 def started() -> int:
@@ -130,17 +131,14 @@ class _Method(nn.Module):
 
 @contextlib.contextmanager
 def shared(model:nn.Module, objective:Objective):
-    "Inside, the body of the model (all of it, if it has no `body`) is divided among the processes; yields the objective by which they train together. In a process of its own it is the objective itself"
+    "Inside, the work of the body of every `Net` in the model (of all of it, if it holds none) is divided among the processes; yields the objective by which they train together. In a process of its own it is the objective itself"
     if not dist.is_initialized():
         yield objective
         return
     unsuitable(model)
     _same_random()
-    body, n, norms = getattr(model, 'body', model), [0], [(m, type(m)) for m in model.modules() if isinstance(m, _BatchNorm)]
-    def before(_, args):
-        n[0] = len(args[0])
-        return (Part.apply(args[0]), *args[1:])
-    hooks = [body.register_forward_pre_hook(before), body.register_forward_hook(lambda _, args, out: Whole.apply(out, n[0]))]
+    norms = [(m, type(m)) for m in model.modules() if isinstance(m, _BatchNorm)]
+    hooks = [h for body in [m.body for m in model.modules() if isinstance(m, Net)] or [model] for h in _divided(body)]
     for m, _ in norms: m.__class__ = SharedNorm
     try:
         together = DistributedDataParallel(_Method(model, objective))
@@ -148,6 +146,14 @@ def shared(model:nn.Module, objective:Objective):
     finally:
         for h in hooks: h.remove()
         for m, kind in norms: m.__class__ = kind
+
+def _divided(body) -> list:
+    "Hooks by which a module sees its share of the images and gives the features of all"
+    n = [0]
+    def before(_, args):
+        n[0] = len(args[0])
+        return (Part.apply(args[0]), *args[1:])
+    return [body.register_forward_pre_hook(before), body.register_forward_hook(lambda _, args, out: Whole.apply(out, n[0]))]
 
 def unsuitable(model:nn.Module):
     "BadRequest if the network does what shares of a batch cannot do together"

@@ -16,10 +16,12 @@ from overmem.data import Replay, TensorLoader, crop_flip
 from overmem.dom import dom_da, dom_da_masked, dom_re, lowest, remove_group, remove_known
 from overmem.fastat import free_at, grad_align
 from overmem.groups import GroupDRO
+from overmem.mat import mat_in_batch
 from overmem.models import preact_resnet
 from overmem.objectives import adv, attached, gairat, mart, trades
 from overmem.records import read_metrics
 from overmem.train import constant, fit, read_checkpoint, sgd
+from overmem.xrm import XRM, Twins
 from overmem.zerograd import multigrad, zerograd
 
 EPS, N = 8/255, 21                                                       # batches of 8, 8 and 5
@@ -28,14 +30,15 @@ METHODS = dict(
     natural=lambda: adv(), rs_fgsm=lambda: adv(rs_fgsm(EPS, 1.25*EPS)), pgd=lambda: adv(INNER), zerograd=lambda: adv(zerograd(EPS, q=.35)), multigrad=lambda: adv(multigrad(EPS)),
     grad_align=lambda: grad_align(EPS), free_at=lambda: free_at(EPS, 2, 8, (3, 8, 8)), trades=lambda: trades(to_clean(pgd(EPS, EPS/2, 2, loss=kl_to, start=near))), mart=lambda: mart(INNER), gairat=lambda: gairat(EPS, EPS/2, 2, begin=0),
     bat=lambda: bat(INNER, torch.linspace(0, .5, N)), dom_re=lambda: dom_re(adv(INNER), lowest(.4), 0), known=lambda: remove_known(adv(), 2.3, 0, N), group=lambda: remove_group(adv(), 2.3, 0),
-    dom_da=lambda: dom_da(adv(), lowest(.1), 0, crop_flip(2), iters=2), masked=lambda: dom_da_masked(adv(), lowest(.4), 0, crop_flip(1), iters=2), group_dro=lambda: GroupDRO(adv(), 2, .1))
+    dom_da=lambda: dom_da(adv(), lowest(.1), 0, crop_flip(2), iters=2), masked=lambda: dom_da_masked(adv(), lowest(.4), 0, crop_flip(1), iters=2), group_dro=lambda: GroupDRO(adv(), 2, .1),
+    mat=lambda: mat_in_batch(torch.linspace(-1, 1, 10*N, dtype=torch.double).view(N, 10), 1., 10), xrm=lambda: XRM(torch.arange(N) % 10, torch.arange(N) % 2 == 0, 10))
 
 
 def trained(name) -> dict:
     "What three updates leave: weights, running averages, the method's state, losses as `record` sees them, accuracies as `after_epoch` does; in float64"
     with seeded(0): x, y, g = torch.rand(N, 3, 8, 8, dtype=torch.double), torch.randint(10, (N,)), torch.randint(2, (N,))
     seed_all(3)
-    net, seen, objective = preact_resnet(4).double(), [], METHODS[name]()
+    net, seen, objective = (Twins(preact_resnet(4), preact_resnet(4)) if name == 'xrm' else preact_resnet(4)).double(), [], METHODS[name]()
     loader = TensorLoader(x, y, g, bs=8, aug=crop_flip(2))
     fit(net, Replay(loader, 2) if name == 'free_at' else loader, attached(objective, net), sgd(net), constant(.1), 1, lambda e, b, s: seen.append(torch.stack([s.losses, b.i.double()])), [lambda e, m: seen.append(m.eval()(x))])
     return net.state_dict() | getattr(objective, 'state', {}) | dict(seen=torch.cat([v.flatten() for v in seen]), random=torch.get_rng_state())

@@ -11,7 +11,7 @@ import tomllib
 import pytest
 from conftest import ROOT
 
-LAYERS = '''base | core cluster | data distributed models parallel plots | attacks augment records | strong | autoattack objectives | evaluate train |
+LAYERS = '''base | core cluster | data models parallel plots | attacks augment distributed records | strong | autoattack objectives | evaluate train |
             zerograd fastat dom bat groups subsets memorization xrm mat benchmarks pretrained | expressions | runs | single_step experiment ensembles toys metadata | overfitting proxies studies sweeps runner doctor bench | scores longtail discovery scoreboard | benign | cli'''
 LEVEL = {m: k for k, ms in enumerate(LAYERS.split('|')) for m in ms.split()}
 METHODS = {'zerograd', 'fastat', 'dom', 'bat', 'groups', 'memorization', 'subsets', 'xrm', 'mat'}

@@ -59,7 +59,7 @@ def write_guide(src: Path):
     "README, CONTRIBUTING and CHANGELOG as pages"
     shutil.copytree(ROOT/'nbs'/'images', src/'images')
     guide = re.sub(r'^# overmem$', '# Guide', (ROOT/'README.md').read_text(), count=1, flags=re.M)
-    for old, new in {'nbs/images/': 'images/', 'data/results/SCOREBOARD.md)': 'scoreboard.md)', 'CONTRIBUTING.md)': 'contributing.md)'}.items(): guide = guide.replace(old, new)
+    for old, new in {'nbs/images/': 'images/', 'data/results/SCOREBOARD.md)': 'scoreboard.md)', 'data/results/summary.png)': 'summary.svg)', 'CONTRIBUTING.md)': 'contributing.md)'}.items(): guide = guide.replace(old, new)
     (src/'guide.md').write_text(guide)
     for name in ('contributing', 'changelog'): shutil.copy(ROOT/f'{name.upper()}.md', src/f'{name}.md')
 
@@ -89,7 +89,15 @@ def tables() -> dict:
     "Markdown of the committed measurements that the README shows"
     from overmem.bench import markdown_agreement, markdown_steps, saved
     found = dict(steps=(markdown_steps, saved('steps')), agreement=(markdown_agreement, saved('agreement')))
-    return {k: '*not measured yet*' if t is None else f(t) for k, (f, t) in found.items()}
+    return {k: '*not measured yet*' if t is None else f(t) for k, (f, t) in found.items()} | dict(total=total())
+
+
+def total(budget='laptop') -> str:
+    "What all results at a budget took, a sentence"
+    from overmem.runner import all_results
+    runs = [r for _, b, r, _ in all_results() if b == budget]
+    wall, work = (sum(f(r) for r in runs)/3600 for f in (lambda r: r['wall_seconds'], lambda r: r.get('process_seconds') or r['wall_seconds']))
+    return f"The {len(runs)} experiments that have run at `{budget}` took {wall:.1f} hours in all, the sum over their `run.json`; with the trainings that an interrupted command or another experiment had finished before, each time they are used, {work:.1f} hours of computing."
 
 
 def readme(path: Path = ROOT/'README.md'):
@@ -97,7 +105,7 @@ def readme(path: Path = ROOT/'README.md'):
     nb = nbformat.read(ROOT/'nbs'/'index.ipynb', 4)
     nb.cells = [c for c in nb.cells if '#| hide' not in c.source]
     body, _ = MarkdownExporter().from_notebook_node(nb)
-    body = re.sub(r'\n{3,}', '\n\n', body).strip().replace('](images/', '](nbs/images/').replace('src="images/', 'src="nbs/images/')
+    body = re.sub(r'\n{3,}', '\n\n', body).strip().replace('](images/', '](nbs/images/').replace('](../data/', '](data/').replace('src="images/', 'src="nbs/images/')
     for mark, text in tables().items(): body = body.replace(f'<!-- table: {mark} -->', text)
     shown = RESULTS/'zg_curves'/'laptop'/'figure.png'
     if shown.exists(): shutil.copy(shown, ROOT/'nbs'/'images'/'zg_curves.png')
