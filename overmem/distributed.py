@@ -111,13 +111,15 @@ class SharedNorm(_BatchNorm):
     def _check_input_dim(self, x): pass
     def forward(self, x):
         if not self.training: return super().forward(x)
-        dims, shape, h = [0, *range(2, x.dim())], (1, -1, *[1]*(x.dim() - 2)), full(x)
-        *sums, n = Sum.apply(torch.cat([h.sum(dims), h.new_full((1,), h.numel()//h.shape[1])])).split([h.shape[1], 1])
-        mean = sums[0]/n
-        h = h - mean.view(shape)
-        var = Sum.apply(h.square().sum(dims))/n
+        h, dims, wide = full(x), [0, *range(2, x.dim())], (-1, *[1]*(x.dim() - 2))
+        k = h.numel()//h.shape[1]                                        # what this process has of each channel
+        own_var, own_mean = torch.var_mean(h, dims, correction=0) if k else (h.sum(dims), h.sum(dims))
+        total, n = Sum.apply(torch.cat([k*own_mean, own_mean.new_full((1,), k)])).split([h.shape[1], 1])
+        mean = total/n
+        var = Sum.apply(k*(own_var + (own_mean - mean)**2))/n
         if self.track_running_stats: self._remember(mean.detach(), (var*n/(n - 1)).detach())
-        return torch.addcmul(self.bias.view(shape), h*(var + self.eps).rsqrt().view(shape), self.weight.view(shape)).to(x.dtype)
+        scale = self.weight*(var + self.eps).rsqrt()
+        return torch.addcmul((self.bias - mean*scale).view(wide), h, scale.view(wide)).to(x.dtype)
     def _remember(self, mean, var):
         self.num_batches_tracked += 1
         for old, new in ((self.running_mean, mean), (self.running_var, var)): old.lerp_(new.to(old.dtype), self.momentum)
