@@ -77,7 +77,7 @@ def test_shares_differ(apart):
 
 def torchrun(home, *args, processes=2, restarts=0):
     return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(processes), '--max-restarts', str(restarts), '-m', 'overmem', *map(str, args)],
-                            env=dict(os.environ, OVERMEM_HOME=str(home), OMP_NUM_THREADS='1'), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                            env=dict(os.environ, OVERMEM_HOME=str(home), OMP_NUM_THREADS='1'), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 RUN = ('train', 'adv(pgd(8/255, 4/255, 2))', '--data', 'digits', '--n-train', 500, '--n-test', 200, '--epochs', 8, '--model', 'preact_resnet(8)', '--aug', 'crop_flip(1)', '--precision', 'fp32', '--best', 'pgd10', '--history', '--save-every', 0)
@@ -86,8 +86,15 @@ RUN = ('train', 'adv(pgd(8/255, 4/255, 2))', '--data', 'digits', '--n-train', 50
 def metrics(home): return [{k: v for k, v in r.items() if k != 'seconds'} for f in home.glob('data/runs/*/metrics.jsonl') for r in read_metrics(f)]
 
 
+def ended(p) -> tuple:
+    "(stdout, stderr) of torchrun, of which nothing stays behind"
+    try: return p.communicate(timeout=300)
+    finally:
+        if p.returncode is None: os.killpg(p.pid, signal.SIGKILL)
+
+
 def finished(p):
-    out, err = p.communicate(timeout=300)
+    out, err = ended(p)
     assert p.returncode == 0, err
     return out
 
@@ -115,7 +122,7 @@ def test_torchrun(tmp_path):
 def test_what_torchrun_cannot_do_is_said_once(tmp_path):
     for args, says in ((('train', 'adv()', '--data', 'digits', '--shrink', 3), 'does not divide'), (('list',), 'torchrun is for `train`'), (('train', 'adv()', '--data', 'digits', '--device', 'cuda:1'), 'a GPU of its own')):
         p = torchrun(tmp_path, *args)
-        _, err = p.communicate(timeout=100)
+        _, err = ended(p)
         lines = [l for l in err.splitlines() if l.startswith('overmem: ')]
         assert p.returncode == 1 and len(lines) == 1 and says in lines[0], err
     assert not list(tmp_path.glob('data/runs/*'))
