@@ -27,13 +27,13 @@ import torch
 
 from .attacks import no_attack
 from .base import BadRequest, RunFailed, count_done, nearest, progress, replacing, runs_dir, writable, write_json, write_text
-from .core import Objective, autocast, evaluating, seed_all, seeded, settled
+from .core import Objective, autocast, evaluating, read_arrays, seed_all, seeded, settled
 from .data import Images, Replay, TensorLoader, check_classes, floats, load, md5, of_classes, renumbered, shrink, source, trouble
 from .evaluate import accuracy, evaluate, outcomes
 from .expressions import as_objective, files_in, make, names_in
 from .objectives import attached, check_images, moved
 from .parallel import alone, once, spread
-from .records import History, Metrics, kept_array, pages, read_metrics
+from .records import History, Metrics, imprint, intact, kept_array, pages, read_metrics, seal, unsealed
 from .train import Place, fit, load_checkpoint, load_weights, part, read_checkpoint, save_checkpoint, sgd
 
 # %% ../nbs/38_runs.ipynb #f08823b8
@@ -111,9 +111,9 @@ def run(config:dict, work:Callable, code:str, force:bool=False) -> Path:
         if force: once(d, _empty)
         for f in d.glob('.*.safetensors.*'): f.unlink()                  # what a kill in the middle of saving left
         if not (d/'config.json').exists(): write_json(d/'config.json', dict(config, code=code))
-        if not (d/'DONE').exists():
+        if unsealed(d):
             work(config, d)
-            (d/'DONE').touch()
+            seal(d)
     return d
 
 def _empty(d):
@@ -144,9 +144,8 @@ def compute(config:dict, f:Callable, modules, force:bool=False) -> dict:
         arrays = {k: np.asarray(v) for k, v in f(config).items()}
         with replacing(d/'arrays.npz') as tmp, open(tmp, 'wb') as file: np.savez(file, **arrays)
     d = run(config, work, code_hash(*modules) + hashlib.sha1(source_of(f).encode()).hexdigest()[:8], force)
-    try:
-        with np.load(d/'arrays.npz') as z: return dict(z)
-    except Exception as e: raise RunFailed(f'{d}/arrays.npz is damaged ({e}): delete that folder and run again') from None
+    try: return read_arrays(d/'arrays.npz')
+    except ValueError as e: raise RunFailed(f'{d}/arrays.npz is damaged ({e}): delete that folder and run again') from None
 
 # %% ../nbs/38_runs.ipynb #f9f45b47
 def images_in(c:Training) -> tuple:
@@ -232,6 +231,7 @@ def epochs_done(checkpoint:Path, config:dict) -> int:
     theirs = meta.get('config') or {}
     other = [k for k in config if k not in theirs or theirs[k] != config[k]]
     if other: raise BadRequest(f'{checkpoint} belongs to another configuration: its {other[0]} is {theirs.get(other[0])!r}, not {config[other[0]]!r}. Move it away, or start again with --force')
+    intact(checkpoint.parent, meta['records'], meta['epoch'])
     return meta['epoch']
 
 def train(config:dict, d:Path, minutes:float=2., bar=None):
@@ -248,7 +248,7 @@ def train(config:dict, d:Path, minutes:float=2., bar=None):
     top, keep = [max(scores, default=-1)], lambda epoch: save_checkpoint(d/'best.safetensors', model, at=Place(epoch), config=config)
     if c.best and scores and scores[-1] > max(scores[:-1], default=-1) and not at.done: keep(at.epoch)          # a kill came between the two files of a best epoch
     def save():
-        save_checkpoint(last, model, opt, state, at, config=config)
+        save_checkpoint(last, model, opt, state, at, config=config, records=imprint(d, at.epoch))
         saved[0] = time.time()
     def record(epoch, b, s):
         for r in records.values(): r(epoch, b, s)
@@ -343,7 +343,7 @@ def run_all(rows, jobs:int=1, force:bool=False) -> list:
     rows = [replace(c, **{k: resolved(c)[k] for k in ('precision', 'capture')}) for c in rows]      # as this machine understands 'auto', wherever they run
     for c in rows: check(c)
     dirs = [run_dir(resolved(c), train_code(c)) for c in rows]
-    total, todo = sum(c.epochs for c in rows), list({d: c for c, d in zip(rows, dirs) if force or not (d/'DONE').exists()}.values())     # each once
+    total, todo = sum(c.epochs for c in rows), list({d: c for c, d in zip(rows, dirs) if force or unsealed(d)}.values())     # each once
     trunks = {run_dir(resolved(t), train_code(t)): t for t in map(trunk_of, (c for c in todo if c.fork))}
     if trunks: run_all(trunks.values(), jobs, force)                     # first, or several runs would wait for the same one
     with progress(total, f'{len(rows)} runs') as bar:
