@@ -630,6 +630,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'overmem.records.Metrics.__call__': ('records.html#metrics.__call__', 'overmem/records.py'),
                                  'overmem.records.Metrics.__init__': ('records.html#metrics.__init__', 'overmem/records.py'),
                                  'overmem.records._print': ('records.html#_print', 'overmem/records.py'),
+                                 'overmem.records._save': ('records.html#_save', 'overmem/records.py'),
                                  'overmem.records.collapse': ('records.html#collapse', 'overmem/records.py'),
                                  'overmem.records.imprint': ('records.html#imprint', 'overmem/records.py'),
                                  'overmem.records.intact': ('records.html#intact', 'overmem/records.py'),

@@ -66,6 +66,9 @@ def main(args=None):
         _fail(str(e) if kind else f'{type(e).__name__}: {e} (unexpected; -v shows where)', 2 if kind == 'BadRequest' else 1)
 
 def _fail(text, code):
+    if 'No space left on device' in text:
+        from overmem.base import home
+        text = f'a disk is full (files go to {home()}): make room, and the same command goes on from there; what was said: {text}'
     click.echo(f'overmem: {" ".join(text.split())}', err=True)
     sys.exit(code)
 
@@ -125,8 +128,7 @@ def _tell(name, folder, seconds=None):
 def report():
     "Rebuild the scoreboard from everything in data/results."
     from overmem.runner import report as write, scoreboard
-    path = write()
-    click.echo(scoreboard() + f'\n{path}')
+    click.echo(f'{scoreboard()}\n{write()}')
 
 # %% ../nbs/44_cli.ipynb #d3d5394c
 @cli.command()
@@ -309,9 +311,7 @@ def bench(budget, steps, model, bs, device, agreement, jobs):
         return click.echo(b.save(table.to_dict('records'), 'agreement'))
     rows = []
     def keep(row):
-        rows.append(row)
-        b.save(rows, 'steps')
-        click.echo(b.line(row))
+        rows.append(row); b.save(rows, 'steps'); click.echo(b.line(row))
     click.echo(b.HEAD)
     b.bench(budget, find(device), steps, model, bs, keep)
     click.echo(b.save(rows, 'steps'))
@@ -364,9 +364,8 @@ def mem(dataset, models, n, n_test, classes, shrink, engine, model, rank, world,
     if about: tell_scores(about, out)
     else: click.echo(f'shard {rank} of {world} is done; when the others are, run the same command without --rank and --world to get the scores')
 
-def tell_scores(about:dict, folder):
-    "Print the summary of scores, its cautions, and where they are"
-    a = about
+def tell_scores(a:dict, folder):
+    "Print the summary `a` of scores, its cautions, and where they are"
     click.echo(f"{a['models']} models, each on {a['frac']:.0%} of {a['images']} images: right on {a['p_in']:.4f} of what they saw, on {a['test_acc']:.3f} of {a['test_images']} test images")
     click.echo(f"memorization: {a['mem_above_15']:.1%} above .15, {a['mem_above_25']:.1%} at least .25; standard error {a['se_mean']:.3f} on average, {a['se_largest']:.3f} at most" + (f"; reliability {a['reliability']:.3f}" if a['reliability'] else ''))
     click.echo(f"influence: {a['pairs']} pairs at least .15, on {a['affected']} test images; {a['pairs_by_chance']:.0f} would be found by chance")

@@ -37,11 +37,16 @@ def read_metrics(path:Path) -> list:
     return rows
 
 # %% ../nbs/11_records.ipynb #ad3f5c5c
+def _save(file, a):
+    "np.save, whole or not at all, whose error on a full disk says so"
+    with replacing(file) as tmp, open(tmp, 'wb') as f:
+        np.lib.format.write_array_header_1_0(f, np.lib.format.header_data_from_array_1_0(a))
+        f.write(a)
+
 def pages(file:Path|None, epochs:int, n:int, keep:int=0, dtype=np.float32, empty=np.nan) -> np.ndarray:
     "(E,n) numbers, a page for each epoch: in memory, or in `file`, of which the first `keep` pages stay"
     if not file: return np.full((epochs, n), empty, dtype)
-    if not keep:
-        with replacing(file) as tmp, open(tmp, 'wb') as f: np.save(f, np.full((epochs, n), empty, dtype))      # all of it now: where the disk fills up later, writing to a mapped file is death
+    if not keep: _save(file, np.full((epochs, n), empty, dtype))         # all of it now: where the disk is full later, writing to a mapped file would end the process
     a = np.load(file, mmap_mode='r+')
     a[keep:] = empty
     return a
@@ -100,8 +105,7 @@ def keep_array(a) -> str:
     "The name under which an array is kept in the folder of runs from now on: the fingerprint of its type, shape and content"
     a = np.ascontiguousarray(a)
     name = f'array-{_print(a)}.npy'
-    if not (runs_dir()/name).exists():
-        with replacing(runs_dir()/name) as tmp, open(tmp, 'wb') as f: np.save(f, a)
+    if not (runs_dir()/name).exists(): _save(runs_dir()/name, a)
     return name
 
 def _print(a): return digest(dict(a=torch.from_numpy(np.array(a))))[:16]
