@@ -156,9 +156,11 @@ NAMED = dict(fgsm='fgsm({eps})', pgd10='pgd({eps}, {eps}/4, 10)', pgd20='pgd({ep
 def named_attacks(names:str, eps:str) -> dict:
     "{name: expression} of a comma-separated list of evaluation attacks at radius `eps`"
     from overmem.base import BadRequest, nearest
-    wanted = [n.strip() for n in names.split(',') if n.strip()]
+    from overmem.expressions import make
+    radius, wanted = make(eps), [n.strip() for n in names.split(',') if n.strip()]
     for n in wanted:
         if n not in NAMED: raise BadRequest(f"no evaluation attack '{n}': {nearest(n, [*NAMED, 'aa'])}")
+    if not isinstance(radius, (int, float)) or not 0 <= radius <= 1: raise BadRequest(f"--eps {eps}: a radius lies between 0 and 1, in the unit of the pixels, as in 8/255")
     return {n: NAMED[n].format(eps=f'({eps})') for n in wanted}
 
 def method(text:str, pairs, eps:str) -> dict:
@@ -254,7 +256,6 @@ def eval_(checkpoints, attack, eps, n, csv, device, jobs):
     from overmem.expressions import make
     names = [a.strip() for a in attack.split(',') if a.strip()]
     attacks, radius, device = named_attacks(','.join(a for a in names if a != 'aa'), eps), make(eps), find(device)
-    if not isinstance(radius, (int, float)) or not 0 <= radius <= 1: raise BadRequest(f"--eps {eps}: a radius lies between 0 and 1, in the unit of the pixels, as in 8/255")
     for c in checkpoints:
         if not c.is_file(): raise BadRequest(f'no checkpoint at {c}')
     if csv: writable(csv.parent)

@@ -8,6 +8,7 @@ __all__ = ['Metrics', 'read_metrics', 'pages', 'History', 'loss_shares', 'imprin
 
 # %% ../nbs/11_records.ipynb #ec523f25
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +113,8 @@ def _print(a): return digest(dict(a=torch.from_numpy(np.array(a))))[:16]
 
 def kept_array(name:str, *keys:str) -> np.ndarray:
     "The array that `keep_array` named, or that a file .npy holds, or a file .npz under the first of `keys` that it has"
-    file = runs_dir()/name if (runs_dir()/name).is_file() else Path(name).expanduser()
-    if not file.is_file(): raise BadRequest(f"no array '{name}': it is neither in {runs_dir()} nor a file")
+    file = runs_dir()/name if os.path.isfile(runs_dir()/name) else Path(os.path.expanduser(name))
+    if not os.path.isfile(file): raise BadRequest(f"no array '{name}': it is neither in {runs_dir()} nor a file")
     try: arrays = read_arrays(file)
     except ValueError as e: raise BadRequest(f'{file} is no array, or damaged ({e})') from None
     found = [k for k in ('', *keys) if k in arrays]

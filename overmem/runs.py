@@ -30,7 +30,7 @@ from .base import BadRequest, RunFailed, count_done, nearest, progress, replacin
 from .core import Objective, autocast, evaluating, read_arrays, seed_all, seeded, settled
 from .data import Images, Replay, TensorLoader, check_classes, floats, load, md5, of_classes, renumbered, shrink, source, trouble
 from .evaluate import accuracy, evaluate, outcomes
-from .expressions import as_objective, files_in, make, names_in
+from .expressions import as_objective, as_schedule, files_in, make, names_in
 from .objectives import attached, check_images, moved
 from .parallel import alone, once, spread
 from .records import History, Metrics, imprint, intact, kept_array, pages, read_metrics, seal, unsealed
@@ -118,8 +118,7 @@ def run(config:dict, work:Callable, code:str, force:bool=False) -> Path:
 
 def _empty(d):
     for f in ('DONE', 'last.safetensors'): (d/f).unlink(missing_ok=True)  # first, so that a kill leaves neither a finished run nor a checkpoint without its files
-    for f in d.iterdir():
-        if f.name not in ('config.json', '.lock'): f.unlink()
+    for f in [f for f in d.iterdir() if f.name not in ('config.json', '.lock')]: f.unlink()
 
 # %% ../nbs/38_runs.ipynb #d6719080
 def source_of(f:Callable, seen=None) -> str:
@@ -313,8 +312,9 @@ def check(c:Training):
     as_objective(c.objective)
     with torch.device('meta'): model = network_in(c)
     if not isinstance(model, torch.nn.Module): raise BadRequest(f"'{c.model}' is no network: write it as a call, preact_resnet(16)")
-    if not isinstance(make(c.lr)(.5), (int, float)): raise BadRequest(f"'{c.lr}' is no learning rate schedule: write it as a call, triangle(.1, 30)")
-    for e in (c.aug, *c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values()): make(e) if e else None
+    as_schedule(c.lr)
+    idle = [e for e in (c.aug, *c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values()) if e and not callable(make(e))]
+    if idle: raise BadRequest(f"'{idle[0]}' is nothing that can be applied to images: write it as a call, as in crop_flip(4)")
 
 def train_run(c:Training, force:bool=False, bar=None, minutes:float=2.) -> Path:
     "The finished directory of a training run, trained now if it was not yet; `minutes` lie between checkpoints"

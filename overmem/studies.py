@@ -25,7 +25,7 @@ from .base import BadRequest, RunFailed, count_done, nearest, progress, replacin
 from .core import autocast, digest, read_arrays, settled
 from .data import Images, floats
 from .ensembles import ENGINES, Network, Outcomes, Recipe
-from .expressions import as_objective, make, names_in
+from .expressions import as_objective, as_schedule, make, names_in
 from .parallel import alone, spread
 from .runs import code_hash, run_dir
 from .subsets import subsets
@@ -104,7 +104,7 @@ def check(study:Study, models:int=2):
     study.mask([0])
     autocast(r.precision, torch.device(r.device).type)
     if study.engine == 'nearest': return
-    if not isinstance(make(r.lr)(.5), (int, float)): raise BadRequest(f"'{r.lr}' is no learning rate schedule: write it as a call, triangle(.1, 16)")
+    as_schedule(r.lr)
     as_objective(r.objective)
     if r.aug: make(r.aug)
     model, (tr, te) = study.build(), study.data()

@@ -50,18 +50,24 @@ def undisturbed(tmp_path_factory):
     return home
 
 
+def workers(pid):
+    "Processes of `spread` below a command"
+    def is_worker(c):
+        try: return 'spawn_main' in ' '.join(c.cmdline())
+        except psutil.Error: return False                                # it has just ended
+    return [c for c in psutil.Process(pid).children(recursive=True) if is_worker(c)]
+
+
 def test_killed_at_random(undisturbed, tmp_path):
     "kill -9 to a worker, or to the notebook's kernel, four times; the same command ends with the table of an undisturbed run"
     rng, killed = random.Random(0), 0
     for round in range(4):
         p = command(tmp_path, *SWEEP, '--jobs', '2', wait=False)
-        workers = lambda: [c for c in psutil.Process(p.pid).children(recursive=True) if 'spawn_main' in ' '.join(c.cmdline())]
-        while p.poll() is None and not workers(): time.sleep(.05)
+        while p.poll() is None and not workers(p.pid): time.sleep(.05)
         time.sleep(rng.uniform(0, 4))
-        try:
-            (rng.choice(workers()) if rng.random() < .7 else psutil.Process(p.pid).children()[0]).kill()
-            killed += 1
-        except (psutil.NoSuchProcess, IndexError): pass                  # it has ended by itself
+        victims = workers(p.pid) if rng.random() < .7 else psutil.Process(p.pid).children()
+        if victims: rng.choice(victims).kill()
+        killed += bool(victims)
         line = said(p)
         assert p.returncode == bool(line) and len(line) <= 1, line
     assert killed >= 2
