@@ -134,8 +134,7 @@ def source_of(f:Callable, seen=None) -> str:
 def _codes(code):
     "A code object and those of the functions defined inside it"
     yield code
-    for c in code.co_consts:
-        if inspect.iscode(c): yield from _codes(c)
+    for c in filter(inspect.iscode, code.co_consts): yield from _codes(c)
 
 def compute(config:dict, f:Callable, modules, force:bool=False) -> dict:
     "Arrays `f(config)` -> {name: array}, computed once per configuration and source of `f` and of overmem `modules`"
@@ -324,14 +323,15 @@ def train_run(c:Training, force:bool=False, bar=None, minutes:float=2.) -> Path:
 # %% ../nbs/38_runs.ipynb #e3986b21
 def restored(checkpoint:Path, n:int=0, device:str='cpu') -> tuple:
     "(config, model in eval mode, the first n test images or all) of a checkpoint written by a training run"
-    meta = read_checkpoint(checkpoint)[1]
+    tensors, meta = read_checkpoint(checkpoint)
     if not isinstance(meta.get('config'), dict): raise BadRequest(f'{checkpoint} does not say which network and data it belongs to')
     config = meta['config'] | dict(device=device, n_test=n)
-    try: c = Training(**config)
-    except TypeError as e: raise BadRequest(f'{checkpoint} holds a configuration of another version ({e})') from None
-    c = replace(c, objective='adv()', trunk='', fork=0, keep='', gauges={}, watch={})      # how it was trained does not matter any more
-    check(c)
-    with seeded(0): te, model = images_in(c)[1], network_in(c).to(device, memory_format=torch.channels_last)
+    try:
+        c = replace(Training(**config), objective='adv()', trunk='', fork=0, keep='', gauges={}, watch={})      # how it was trained does not matter any more
+        check(c)
+        with torch.device('meta'): network_in(c).load_state_dict(part(tensors, 'model'), assign=True)           # before memory is taken for it
+        with seeded(0): te, model = images_in(c)[1], network_in(c).to(device, memory_format=torch.channels_last)
+    except Exception as e: raise BadRequest(f'{checkpoint} holds a configuration that is of another version, or cannot be had here ({" ".join(str(e).split()) or type(e).__name__})') from e
     load_weights(checkpoint, model)
     return config, model.eval(), te
 
