@@ -3,7 +3,6 @@ import csv
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -413,14 +412,3 @@ def test_groups_of_ones_own_images(overmem, refused):
 def test_doctor(overmem):
     r = overmem('doctor')
     assert r.returncode == 0 and 'torchvision' in r.stdout and 'overmem data cifar10 --get' in r.stdout
-
-
-def test_wheel_holds_experiments_and_reference(tmp_path):
-    "What is installed without a clone: modules, experiment notebooks, the papers' numbers"
-    import zipfile
-    python = OVERMEM.parent/'python'
-    copy = tmp_path/'copy'
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns('.git', '.venv', '_site', '_proc', 'runs', 'build', '*.egg-info'))
-    subprocess.run([python, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path, copy], check=True)
-    names = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
-    assert {'overmem/attacks.py', 'overmem/experiments/mat_fig1.ipynb', 'overmem/reference/mat_tables.csv'} <= set(names)
