@@ -14,6 +14,8 @@ from pathlib import Path
 
 import click
 
+from .boards import board
+
 # %% ../nbs/44_cli.ipynb #d1c11fbc
 class Commands(click.Group):
     "A group that meets a misspelt command with the nearest right one"
@@ -50,7 +52,7 @@ def _use_slurm(executor, options):
         device('cuda')                                                   # or what 'auto' means would be settled here, without them
     use('slurm', dict(v.lstrip('-').split('=', 1) for v in options))
 
-@click.group(cls=Commands, context_settings=dict(help_option_names=['-h', '--help'], max_content_width=120))
+@click.group(cls=Commands, commands=[board], context_settings=dict(help_option_names=['-h', '--help'], max_content_width=120))
 @click.version_option(package_name='overmem')
 @verbose
 def cli(): "A literate workbook on memorization and overfitting: run its experiments, train and attack with its methods."
@@ -66,10 +68,8 @@ def main(args=None):
         _fail(str(e) if kind else f'{type(e).__name__}: {e} (unexpected; -v shows where)', 2 if kind == 'BadRequest' else 1)
 
 def _fail(text, code):
-    if 'No space left on device' in text:
-        from overmem.base import home
-        text = f'a disk is full (files go to {home()}): make room, and the same command goes on from there; what was said: {text}'
-    click.echo(f'overmem: {" ".join(text.split())}', err=True)
+    from overmem.base import explained
+    click.echo(f'overmem: {" ".join(explained(text).split())}', err=True)
     sys.exit(code)
 
 # %% ../nbs/44_cli.ipynb #d1050cc8

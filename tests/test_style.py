@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT
 
 LAYERS = '''base | core cluster | data models parallel plots | attacks augment records | strong | autoattack objectives | evaluate train |
-            zerograd fastat dom bat groups subsets memorization xrm mat benchmarks pretrained | expressions | runs | single_step experiment ensembles toys metadata | overfitting proxies studies sweeps runner doctor bench | scores longtail discovery | benign | cli'''
+            zerograd fastat dom bat groups subsets memorization xrm mat benchmarks pretrained | expressions | runs | single_step experiment ensembles toys metadata | overfitting proxies studies sweeps runner doctor bench boards | scores longtail discovery | benign | cli'''
 LEVEL = {m: k for k, ms in enumerate(LAYERS.split('|')) for m in ms.split()}
 METHODS = {'zerograd', 'fastat', 'dom', 'bat', 'groups', 'memorization', 'subsets', 'xrm', 'mat'}
 MODULES = sorted(p for p in (ROOT/'overmem').glob('[!_]*.py'))
