@@ -331,7 +331,8 @@ def restored(checkpoint:Path, n:int=0, device:str='cpu') -> tuple:
         check(c)
         with torch.device('meta'): network_in(c).load_state_dict(part(tensors, 'model'), assign=True)           # before memory is taken for it
         with seeded(0): te, model = images_in(c)[1], network_in(c).to(device, memory_format=torch.channels_last)
-    except Exception as e: raise BadRequest(f'{checkpoint} holds a configuration that is of another version, or cannot be had here ({" ".join(str(e).split()) or type(e).__name__})') from e
+    except BadRequest as e: raise BadRequest(f'{checkpoint}: {e}') from None
+    except Exception as e: raise BadRequest(f'{checkpoint} holds a configuration of another version, or none ({" ".join(str(e).split()) or type(e).__name__})') from e
     load_weights(checkpoint, model)
     return config, model.eval(), te
 
@@ -381,8 +382,7 @@ class Grid:
         return [s for l, s in self.rows if l == label]
     def seen(self, label, seed=None) -> pd.DataFrame:
         "The rows of the epochs after which a run was evaluated"
-        t = self.rows[label, self.seeds(label)[0] if seed is None else seed]
-        return t[t.clean_acc.notna()]
+        return self.rows[label, self.seeds(label)[0] if seed is None else seed].dropna(subset=['clean_acc'])
     def epochs(self, label) -> np.ndarray:
         "(E,) epochs after which it was evaluated"
         return self.seen(label).epoch.to_numpy()
