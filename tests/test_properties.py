@@ -194,7 +194,6 @@ READERS = {
     'run.json': (results, lambda d: b'{"experiment": "x", "budget": "smoke"}'),
     'table.csv': (read_metadata, lambda d: TABLE.encode()),
     'image.png': (lambda f: seen(f, 8), lambda d: png()),
-    'fig.ipynb': (lambda f: (runner.describe(f), runner.parameters(f)), lambda d: json.dumps(dict(cells=[dict(cell_type='code', source=["EXPERIMENT = dict(name='fig')"], metadata={}), dict(cell_type='code', source='seeds = 0  # seeds', metadata=dict(tags=['parameters']))])).encode()),
 }
 
 
