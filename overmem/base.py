@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['BadRequest', 'RunFailed', 'explained', 'nearest', 'home', 'data_dir', 'runs_dir', 'results_dir', 'packaged',
-           'reference', 'replacing', 'writable', 'write_text', 'write_json', 'MinuteLines', 'count_done', 'progress']
+           'reference', 'replacing', 'writable', 'locked', 'write_text', 'write_json', 'MinuteLines', 'count_done',
+           'progress']
 
 # %% ../nbs/00_base.ipynb #8cd73668
 import csv
+import fcntl
 import json
 import os
 import shutil
@@ -93,6 +95,13 @@ def writable(folder:Path) -> Path:
         probe.unlink(missing_ok=True)
     except OSError as e: raise BadRequest(f'cannot write to {folder} ({e.strerror}): choose a folder you can write to with OVERMEM_HOME') from None
     return Path(folder)
+
+@contextmanager
+def locked(folder:Path):
+    "Hold the folder: a second process that wants the same waits here, and then finds it done"
+    with open(Path(folder)/'.lock', 'w') as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 def write_text(path:Path, text:str):
     "Write `text` to `path`, all of it or nothing"

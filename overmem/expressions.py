@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'OPERATIONS', 'makes', 'exported', 'make', 'parsed', 'files_in', 'names_in', 'recipes', 'as_objective',
-           'as_schedule']
+           'as_schedule', 'method']
 
 # %% ../nbs/37_expressions.ipynb #a599c828
 import ast
@@ -109,3 +109,22 @@ def as_schedule(expr:str) -> Callable:
     except Exception: known = False
     if not known: raise BadRequest(f"'{expr}' is no learning rate schedule: write it as a call, triangle(.1, 30)")
     return f
+
+# %% ../nbs/37_expressions.ipynb #c6d2e1f0
+def method(text:str, pairs, eps:str) -> dict:
+    "Configuration entries that METHOD stands for: those of a recipe, or an objective"
+    if text in recipes():
+        if pairs: raise BadRequest(f'{text} is a recipe and takes no -p; its objective is {recipes()[text]["objective"]}')
+        return dict(recipes()[text])
+    for p in pairs:
+        if '=' not in p: raise BadRequest(f"'{p}' is not of the form key=value")
+    if text.isidentifier():
+        if text not in exported(): raise BadRequest(f"no method or recipe '{text}': {nearest(text, [*exported(), *recipes()])}")
+        takes, given = inspect.signature(exported()[text][1]).parameters, dict(p.partition('=')[::2] for p in pairs)
+        for k in given:
+            if k not in takes: raise BadRequest(f"{text} has no argument '{k}': {nearest(k, takes)}")
+        if 'eps' in takes: given.setdefault('eps', eps)
+        text = f"{text}({', '.join(f'{k}={v}' for k, v in given.items())})"
+    elif pairs: raise BadRequest('-p goes with the name of a maker; write the arguments into the expression')
+    as_objective(text)
+    return dict(objective=text)

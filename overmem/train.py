@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .base import BadRequest, RunFailed, replacing
 from .core import Batch, Clock, Objective, autocast, digest, keep_memory
+from .distributed import rank, shared, world
 from .objectives import phase_of
 
 # %% ../nbs/22_train.ipynb #330a86f5
@@ -63,7 +64,7 @@ def fit(model, loader, objective:Objective, opt, lr:Callable, epochs:int,
     keep_memory()
     at = at or Place()
     watch = Watch(at.epoch*len(loader) + at.done)
-    with engine(model, loader, objective, opt, precision, capture, watch) as step:
+    with shared(model, objective) as objective, engine(model, loader, objective, opt, precision, capture, watch) as step:
         while at.epoch < epochs:
             model.train()
             todo = _todo(loader, at)
@@ -176,6 +177,7 @@ def side_stream(device):
 def hindrance(model, loader, objective, opt) -> str:
     "Why the steps of this training can't be recorded; '' if they can"
     if not hasattr(loader, 'order'): return 'its loader is a plain list of batches'
+    if world() > 1: return 'several processes train together'
     for part in (loader, objective):
         if getattr(part, 'eager', ''): return part.eager
     if not all(g['capturable'] if 'capturable' in g else g.get('fused') for g in opt.param_groups): return 'its optimiser is neither fused nor capturable (see `sgd`)'
@@ -187,7 +189,7 @@ def recorder(capture, model, loader, objective, opt) -> Callable|None:
     if capture not in ('auto', 'off', 'graph', 'compiled'): raise BadRequest(f"no capture '{capture}': there are auto, off, graph and compiled")
     why = hindrance(model, loader, objective, opt)
     if capture == 'off' or capture != 'graph' and not next(model.parameters()).is_cuda: return None
-    if why: print(f'fit runs eagerly: {why}', file=sys.stderr)
+    if why and not rank(): print(f'fit runs eagerly: {why}', file=sys.stderr)
     return None if why else cuda_graph
 
 @contextlib.contextmanager
@@ -196,7 +198,7 @@ def engine(model, loader, objective, opt, precision, capture, watch):
     device = next(model.parameters()).device
     autocast(precision, device.type)                                     # refuses a wrong word before anything runs
     record = recorder(capture, model, loader, objective, opt)
-    shown = torch.compile(model) if capture == 'compiled' else model
+    shown = torch.compile(model) if capture == 'compiled' and world() == 1 else model
     once = partial(update, shown, loader, objective, opt, lambda: autocast(precision, device.type))
     if record is None:
         yield partial(_eager, once, opt, watch)

@@ -25,9 +25,11 @@ def test_help_imports_no_torch():
 def test_list_and_report(overmem):
     r = overmem('list')
     assert r.returncode == 0 and all(n in r.stdout for n in NAMES) and 'laptop' in r.stdout
-    assert overmem('report').returncode == 0
-    board = (overmem.home/'data'/'results'/'SCOREBOARD.md').read_text()
-    assert all(f'{n} |' in board for n in NAMES) and 'not run' in board
+    r = overmem('report')
+    results = overmem.home/'data'/'results'
+    board = (results/'SCOREBOARD.md').read_text()
+    assert r.returncode == 0 and all(f'| {n} | not run |' in board for n in NAMES) and (results/'summary.svg').exists()
+    assert 'BAT            13 claims: 13 not judged yet' in r.stdout and r.stdout.splitlines()[-2:] == [str(results/'SCOREBOARD.md'), str(results/'summary.png')]
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -42,7 +44,7 @@ def test_experiment_at_smoke(overmem, name):
     assert {v['verdict'] for v in verdicts} <= {'not testable at this budget'}
     assert str(overmem.home) not in (out/'notebook.ipynb').read_text() and str(ROOT) not in (out/'notebook.ipynb').read_text()
     assert sum(p.stat().st_size for p in out.iterdir()) < 1_000_000
-    assert overmem('report').returncode == 0 and name in (overmem.home/'data'/'results'/'SCOREBOARD.md').read_text()
+    assert overmem('report').returncode == 0 and f'[{name}]({name}/smoke/notebook.ipynb) | [smoke](' in (overmem.home/'data'/'results'/'SCOREBOARD.md').read_text()
 
 
 def test_two_at_a_time_and_a_pattern(overmem):

@@ -191,7 +191,7 @@ READERS = {
     'c-scores.npz': (lambda f: consistency(f, np.arange(30) % 7), lambda d: arrays(labels=np.arange(30) % 7, scores=np.linspace(0, 1, 30))),
     'aa.npz': (lambda f: Ledger.load(f, dict(n=3)), lambda d: arrays(run=np.zeros(3, int), step=np.zeros(3, int), delta=np.zeros(0), at=np.array((0, 0)), about=json.dumps(dict(n=3)))),
     'DONE': (lambda f: unsealed(f.parent), lambda d: b'{"metrics.jsonl": "%s"}' % digest({}, '[]').encode()),
-    'run.json': (results, lambda d: b'{"experiment": "x", "budget": "smoke"}'),
+    'run.json': (results, lambda d: b'{"budget": "smoke", "device": "cpu", "code_version": "0", "wall_seconds": 1.5}'),
     'table.csv': (read_metadata, lambda d: TABLE.encode()),
     'image.png': (lambda f: seen(f, 8), lambda d: png()),
 }

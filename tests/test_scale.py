@@ -6,6 +6,7 @@ import subprocess
 import time
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -107,3 +108,13 @@ def test_a_node_dies_in_the_middle(cluster, tmp_path):
     for p in (apart, alone): assert p.wait(200) == 0, p.stderr.read()
     tables = [pd.read_csv(next((tmp_path/k).rglob('table.csv'))) for k in ('cluster', 'here')]
     pd.testing.assert_frame_equal(*tables)
+
+
+def test_memorization_scores_from_a_cluster(cluster, tmp_path):
+    "`overmem mem --executor slurm`: the scores are those of one machine"
+    def mem(home, *more): return subprocess.run([OVERMEM, 'mem', '--dataset', 'digits', '--n', '300', '--n-test', '100', '--models', '6', '--epochs', '2', '--model', 'preact_resnet(4)', '--shrink', '1', '--out', home/'scores', *more],
+                                                env=dict(os.environ, OVERMEM_HOME=str(home), SLURM_CONF=str(cluster), OMP_NUM_THREADS='1'), capture_output=True, text=True)
+    for p in (mem(tmp_path/'cluster', '--executor', 'slurm', '--jobs', '2'), mem(tmp_path/'here')): assert p.returncode == 0, p.stderr
+    assert list((tmp_path/'cluster'/'data'/'runs'/'slurm').iterdir()) and not (tmp_path/'here'/'data'/'runs'/'slurm').exists()
+    apart, alone = (np.load(tmp_path/k/'scores'/'scores.npz') for k in ('cluster', 'here'))
+    assert set(apart) == set(alone) and all(np.array_equal(apart[k], alone[k], equal_nan=alone[k].dtype.kind == 'f') for k in alone)

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-LAYERS = '''base | core cluster | data models parallel plots | attacks augment records | strong | autoattack objectives | evaluate train |
-            zerograd fastat dom bat groups subsets memorization xrm mat benchmarks pretrained | expressions | runs | single_step experiment ensembles toys metadata | overfitting proxies studies sweeps runner doctor bench boards | scores longtail discovery | benign | cli'''
+LAYERS = '''base | core cluster | data models parallel plots | attacks augment distributed records | strong | autoattack objectives | evaluate train |
+            zerograd fastat dom bat groups subsets memorization xrm mat benchmarks pretrained | expressions | runs | single_step experiment ensembles toys metadata | overfitting proxies studies sweeps runner doctor bench boards | scores longtail discovery scoreboard | benign | cli'''
 LEVEL = {m: k for k, ms in enumerate(LAYERS.split('|')) for m in ms.split()}
 METHODS = {'zerograd', 'fastat', 'dom', 'bat', 'groups', 'memorization', 'subsets', 'xrm', 'mat'}
 MODULES = sorted(p for p in (ROOT/'overmem').glob('[!_]*.py'))

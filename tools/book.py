@@ -1,4 +1,5 @@
 "Build the book (Sphinx with myst-nb, no Quarto) and the README from the notebooks: python tools/book.py [site|readme]"
+import os
 import re
 import shutil
 import subprocess
@@ -10,91 +11,93 @@ import nbformat
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
-CONF = '''
-project, extensions, html_theme = 'overmem', ['myst_nb', 'sphinx.ext.mathjax'], 'sphinx_book_theme'
-nb_execution_mode, myst_enable_extensions = 'off', ['dollarmath', 'amsmath', 'colon_fence']
-exclude_patterns, html_title, suppress_warnings = ['_build'], 'overmem', ['myst.header', 'misc.highlighting_failure', 'myst.xref_missing']
-'''
-GROUPS = dict(Foundations=('00_', '01_', '02_', '03_', '04_'), Parts=('10_', '11_', '12_', '13_', '14_', '20_', '21_', '22_', '23_'), Methods=('30_', '31_', '32_', '33_', '34_', '35_', '36_'), Machinery=('37_', '38_', '39_', '40_', '41_', '42_', '43_', '44_'))
+RESULTS = ROOT/'data'/'results'
+INPUTS = ('nbs', 'overmem', 'tools', 'data/results', 'data/reference', 'README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')
 
 
-def processed(folder: Path) -> Path:
-    "nbdev's own rendering of the notebooks: hidden cells gone, signatures with their comments as tables"
-    from nbdev.quarto import proc_nbs
-    proc_nbs(n_workers=0, force=True)
-    out = ROOT/'_proc'
-    shutil.move(out, folder/'proc')
-    return folder/'proc'
+def write_chapters(src: Path) -> dict:
+    "A page for each component notebook, for `start`, and the API's; returns {caption: [page]}"
+    from chapters import GROUPS, api, chapter, group
+    pages, modules = {g: [] for g in GROUPS}, []
+    for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')):
+        nb, module, about, names = chapter(p)
+        nbformat.write(nb, src/p.name)
+        pages.setdefault(group(p.stem), []).append(p.stem)
+        if module: modules.append((module, about, names))
+    nbformat.write(chapter(ROOT/'nbs'/'start.ipynb')[0], src/'start.ipynb')
+    (src/'api.md').write_text(api(modules))
+    return pages
 
 
-def readable(nb):
-    "Front matter becomes a heading, directives go, hidden sources are tagged for myst-nb"
+def write_results(src: Path, pages: dict):
+    "Landing page, papers, experiments and scoreboard"
+    import papers
+    runs, readme = papers.best_runs(), (ROOT/'README.md').read_text()
+    for name, (budget, *_) in runs.items(): shutil.copy(RESULTS/name/budget/'figure.svg', src/f'{name}.svg')
+    for name in papers.experiments(): nbformat.write(experiment_page(name, runs, papers.facts(name, runs)), src/f'{name}.ipynb')
+    for p in papers.PAPERS: (src/f'paper_{p}.md').write_text(papers.paper_page(p, runs))
+    for f in RESULTS.glob('*.svg'): shutil.copy(f, src)
+    (src/'scoreboard.md').write_text(papers.scoreboard(RESULTS/'SCOREBOARD.md'))
+    tocs = dict(Start=['start', 'guide', 'scoreboard'], Papers=[f'paper_{p}' for p in papers.PAPERS]) | pages | dict(Reference=['api', 'contributing', 'changelog'])
+    (src/'index.md').write_text(papers.landing(readme, (src/'summary.svg').exists(), [papers.hidden_toc(names, g) for g, names in tocs.items()]))
+
+
+def experiment_page(name: str, runs: dict, facts: str):
+    "The executed notebook of the best budget there is, else the notebook as it stands; `facts` go under its title"
+    from chapters import described, readable
+    done = RESULTS/name/runs[name][0]/'notebook.ipynb' if name in runs else ROOT/'nbs'/'experiments'/f'{name}.ipynb'
+    nb = nbformat.read(done, 4)
+    nb.cells = described([readable(c) for c in nb.cells])
+    title, _, rest = nb.cells[0].source.partition('\n')
+    nb.cells[0].source = f'{title}\n\n{facts}\n\n{rest.strip()}'
     for c in nb.cells:
-        if c.cell_type == 'raw': c.update(cell_type='markdown', source=_front(c.source))
-        if c.cell_type != 'code': continue
-        c.outputs = [_clean(o) for o in c.get('outputs', [])]
-        if 'echo: false' in c.source: c.metadata['tags'] = ['remove-input']
-        c.source = '\n'.join(l for l in c.source.split('\n') if not l.lstrip().startswith('#|'))
-    nb.cells = [c for c in nb.cells if c.source.strip() or c.get('outputs')]
+        if c.cell_type == 'markdown': c.source = c.source.replace('](../', '](')
     return nb
 
 
-def _front(text):
-    meta = dict(re.findall(r'^(title|description): (.*)$', text, re.M))
-    unquote = lambda s: s.strip().strip('"\'')
-    return f"# {unquote(meta.get('title', ''))}" + (f"\n\n> {unquote(meta['description'])}" if 'description' in meta else '')
-
-
-def _clean(output):
-    "Markdown produced by show_doc holds rules and Quarto attributes that nothing else reads"
-    md = output.get('data', {}).get('text/markdown')
-    if md: output['data']['text/markdown'] = re.sub(r'\{(target|\.)[^}]*\}', '', re.sub(r'^---$', '', md, flags=re.M))
-    return output
-
-
-def experiment_pages(src: Path) -> list:
-    "A page per experiment: the executed notebook of the best budget there is, else the notebook as it stands"
-    names = []
-    for p in sorted((ROOT/'nbs'/'experiments').glob('*.ipynb')):
-        done = [ROOT/'data'/'results'/p.stem/b/'notebook.ipynb' for b in ('full', 'gpu', 'laptop')]
-        nb = nbformat.read(next((d for d in done if d.exists()), p), 4)
-        nbformat.write(readable(nb), src/f'{p.stem}.ipynb')
-        names.append(p.stem)
-    return names
-
-
-def toc(title: str, names) -> str:
-    return f'```{{toctree}}\n:maxdepth: 1\n:caption: {title}\n\n' + '\n'.join(names) + '\n```\n'
+def write_guide(src: Path):
+    "README, CONTRIBUTING and CHANGELOG as pages"
+    shutil.copytree(ROOT/'nbs'/'images', src/'images')
+    guide = re.sub(r'^# overmem$', '# Guide', (ROOT/'README.md').read_text(), count=1, flags=re.M)
+    for old, new in {'nbs/images/': 'images/', 'data/results/SCOREBOARD.md)': 'scoreboard.md)', 'data/results/summary.png)': 'summary.svg)', 'CONTRIBUTING.md)': 'contributing.md)'}.items(): guide = guide.replace(old, new)
+    (src/'guide.md').write_text(guide)
+    for name in ('contributing', 'changelog'): shutil.copy(ROOT/f'{name.upper()}.md', src/f'{name}.md')
 
 
 def site(out: Path):
     "The book as HTML in `out`; a warning of Sphinx is an error"
+    os.environ['OVERMEM_HOME'] = str(ROOT)
     with tempfile.TemporaryDirectory() as tmp:
-        src, proc = Path(tmp)/'src', processed(Path(tmp))
+        src, html = Path(tmp)/'src', Path(tmp)/'html'
         src.mkdir()
-        pages = {}
-        for p in sorted(proc.glob('[0-9]*.ipynb')):
-            nbformat.write(readable(nbformat.read(p, 4)), src/p.name)
-            pages[p.stem] = next((g for g, heads in GROUPS.items() if p.stem.startswith(heads)), 'More')
-        experiments = experiment_pages(src)
-        board = ROOT/'data'/'results'/'SCOREBOARD.md'
-        (src/'scoreboard.md').write_text(re.sub(r'\]\([^)]*\)', ']', board.read_text()).replace('[', '').replace(']', '') if board.exists() else '# Scoreboard\n\nNothing has been run yet.\n')
-        shutil.copytree(ROOT/'nbs'/'images', src/'images', dirs_exist_ok=True)
-        index = (ROOT/'README.md').read_text().replace('nbs/images/', 'images/')
-        tocs = [toc('Results', ['scoreboard', *experiments])] + [toc(g, [p for p in pages if pages[p] == g]) for g in dict.fromkeys(pages.values())]
-        (src/'index.md').write_text(index + '\n' + '\n'.join(tocs))
-        (src/'conf.py').write_text(CONF)
-        subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', src, Path(tmp)/'html'], check=True)
+        write_results(src, write_chapters(src))
+        write_guide(src)
+        subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', '-d', Path(tmp)/'doctrees', '-c', ROOT/'tools'/'layout', src, html], check=True)
         shutil.rmtree(out, ignore_errors=True)
-        shutil.move(Path(tmp)/'html', out)
+        shutil.move(html, out)
     print(f'{len(list(out.glob("*.html")))} pages in {out}')
+
+
+def outdated(out: Path) -> bool:
+    "Whether the book is missing, or older than something it is made from"
+    if not (out/'index.html').exists(): return True
+    files = (f for i in INPUTS for f in [ROOT/i, *(ROOT/i).rglob('*')] if f.is_file() and '__pycache__' not in f.parts)
+    return max(f.stat().st_mtime for f in files) > (out/'index.html').stat().st_mtime
 
 
 def tables() -> dict:
     "Markdown of the committed measurements that the README shows"
     from overmem.bench import markdown_agreement, markdown_steps, saved
     found = dict(steps=(markdown_steps, saved('steps')), agreement=(markdown_agreement, saved('agreement')))
-    return {k: '*not measured yet*' if t is None else f(t) for k, (f, t) in found.items()}
+    return {k: '*not measured yet*' if t is None else f(t) for k, (f, t) in found.items()} | dict(total=total())
+
+
+def total(budget='laptop') -> str:
+    "What all results at a budget took, a sentence"
+    from overmem.runner import all_results
+    runs = [r for _, b, r, _ in all_results() if b == budget]
+    wall, work = (sum(f(r) for r in runs)/3600 for f in (lambda r: r['wall_seconds'], lambda r: r.get('process_seconds') or r['wall_seconds']))
+    return f"The {len(runs)} experiments that have run at `{budget}` took {wall:.1f} hours in all, the sum over their `run.json`; with the trainings that an interrupted command or another experiment had finished before, each time they are used, {work:.1f} hours of computing."
 
 
 def readme(path: Path = ROOT/'README.md'):
@@ -102,9 +105,9 @@ def readme(path: Path = ROOT/'README.md'):
     nb = nbformat.read(ROOT/'nbs'/'index.ipynb', 4)
     nb.cells = [c for c in nb.cells if '#| hide' not in c.source]
     body, _ = MarkdownExporter().from_notebook_node(nb)
-    body = re.sub(r'\n{3,}', '\n\n', body).strip().replace('](images/', '](nbs/images/').replace('src="images/', 'src="nbs/images/')
+    body = re.sub(r'\n{3,}', '\n\n', body).strip().replace('](images/', '](nbs/images/').replace('](../data/', '](data/').replace('src="images/', 'src="nbs/images/')
     for mark, text in tables().items(): body = body.replace(f'<!-- table: {mark} -->', text)
-    shown = ROOT/'data'/'results'/'zg_curves'/'laptop'/'figure.png'
+    shown = RESULTS/'zg_curves'/'laptop'/'figure.png'
     if shown.exists(): shutil.copy(shown, ROOT/'nbs'/'images'/'zg_curves.png')
     path.write_text(f'<!-- Written by tools/book.py from nbs/index.ipynb; edit that. -->\n\n{body}\n')
 

@@ -35,11 +35,11 @@ def clean():
 
 def flakes(): sh(sys.executable, '-m', 'pyflakes', *sorted(p.relative_to(ROOT) for p in ROOT.glob('overmem/[!_]*.py')), 'tools', 'tests')
 def notebooks(): sh(BIN/'nbdev-test', '--n-workers', os.cpu_count() or 1)
-def tests(): sh(sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-n', '2')
 def site(): sh(sys.executable, 'tools/book.py', 'site')
+def tests(): sh(sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-n', '2')                 # tests/test_site.py opens the site
 
 
-STEPS = dict(export=export, clean=clean, flakes=flakes, notebooks=notebooks, tests=tests, site=site)
+STEPS = dict(export=export, clean=clean, flakes=flakes, notebooks=notebooks, site=site, tests=tests)
 
 if __name__ == '__main__':
     os.environ['PATH'] = f'{BIN}{os.pathsep}{os.environ["PATH"]}'
