@@ -22,7 +22,7 @@ setup(
     packages=[lib, *data_dirs], package_dir={k: d for k, (d, _) in data_dirs.items()},
     package_data={k: [glob] for k, (_, glob) in data_dirs.items()},
     install_requires=cfg['requirements'].split(),
-    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('lab', 'text', 'slurm', 'dev')},
+    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('lab', 'text', 'slurm', 'tensorboard', 'dev')},
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d']},
     zip_safe=False)

@@ -28,7 +28,7 @@ from torch.fx.experimental.optimization import fuse
 
 from .attacks import project
 from .base import BadRequest, RunFailed, nearest, replacing
-from .core import digest, evaluating, keep_memory, seeded
+from .core import digest, evaluating, keep_memory, read_arrays, seeded
 from .data import floats
 from .models import Normalize
 from .parallel import spread
@@ -97,7 +97,8 @@ class Ledger:
     def load(cls, path:Path, about:dict) -> 'Ledger':
         "Read it; BadRequest if the file is damaged or about something else, naming the first difference"
         try:
-            with np.load(path) as f: saved, run, step, delta, at = json.loads(str(f['about'])), *(torch.from_numpy(f[k]) for k in ('run', 'step', 'delta')), f['at']
+            f = read_arrays(path)
+            saved, run, step, delta, at = dict(json.loads(str(f['about']))), *(torch.from_numpy(f[k]) for k in ('run', 'step', 'delta')), f['at']
         except Exception as e: raise BadRequest(f'{path} is damaged or no evaluation ({str(e).splitlines()[0]}): delete it, or give another path') from None
         for k in about:
             if saved.get(k) != about[k]: raise BadRequest(f'{path} holds another evaluation ({k}: {saved.get(k)} there, {about[k]} here): delete it or choose a path')

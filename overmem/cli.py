@@ -14,6 +14,8 @@ from pathlib import Path
 
 import click
 
+from .boards import board
+
 # %% ../nbs/44_cli.ipynb #d1c11fbc
 class Commands(click.Group):
     "A group that meets a misspelt command with the nearest right one"
@@ -51,7 +53,7 @@ def _use_slurm(executor, options):
         device('cuda')                                                   # or what 'auto' means would be settled here, without them
     use('slurm', dict(v.lstrip('-').split('=', 1) for v in options))
 
-@click.group(cls=Commands, context_settings=dict(help_option_names=['-h', '--help'], max_content_width=120))
+@click.group(cls=Commands, commands=[board], context_settings=dict(help_option_names=['-h', '--help'], max_content_width=120))
 @click.version_option(package_name='overmem')
 @verbose
 def cli(): "A literate workbook on memorization and overfitting: run its experiments, train and attack with its methods."
@@ -67,7 +69,8 @@ def main(args=None):
         _fail(str(e) if kind else f'{type(e).__name__}: {e} (unexpected; -v shows where)', 2 if kind == 'BadRequest' else 1)
 
 def _fail(text, code):
-    if code != 2 or not int(os.environ.get('RANK', 0)): click.echo(f'overmem: {" ".join(text.split())}', err=True)
+    from overmem.base import explained
+    if code != 2 or not int(os.environ.get('RANK', 0)): click.echo(f'overmem: {" ".join(explained(text).split())}', err=True)
     sys.exit(code)
 
 # %% ../nbs/44_cli.ipynb #d1050cc8
@@ -155,9 +158,11 @@ NAMED = dict(fgsm='fgsm({eps})', pgd10='pgd({eps}, {eps}/4, 10)', pgd20='pgd({ep
 def named_attacks(names:str, eps:str) -> dict:
     "{name: expression} of a comma-separated list of evaluation attacks at radius `eps`"
     from overmem.base import BadRequest, nearest
-    wanted = [n.strip() for n in names.split(',') if n.strip()]
+    from overmem.expressions import make
+    radius, wanted = make(eps), [n.strip() for n in names.split(',') if n.strip()]
     for n in wanted:
         if n not in NAMED: raise BadRequest(f"no evaluation attack '{n}': {nearest(n, [*NAMED, 'aa'])}")
+    if not isinstance(radius, (int, float)) or not 0 <= radius <= 1: raise BadRequest(f"--eps {eps}: a radius lies between 0 and 1, in the unit of the pixels, as in 8/255")
     return {n: NAMED[n].format(eps=f'({eps})') for n in wanted}
 
 class Lines:
@@ -238,7 +243,6 @@ def eval_(checkpoints, attack, eps, n, csv, device, jobs):
     from overmem.expressions import make
     names = [a.strip() for a in attack.split(',') if a.strip()]
     attacks, radius, device = named_attacks(','.join(a for a in names if a != 'aa'), eps), make(eps), find(device)
-    if not isinstance(radius, (int, float)) or not 0 <= radius <= 1: raise BadRequest(f"--eps {eps}: a radius lies between 0 and 1, in the unit of the pixels, as in 8/255")
     for c in checkpoints:
         if not c.is_file(): raise BadRequest(f'no checkpoint at {c}')
     if csv: writable(csv.parent)
@@ -295,9 +299,7 @@ def bench(budget, steps, model, bs, device, agreement, jobs):
         return click.echo(b.save(table.to_dict('records'), 'agreement'))
     rows = []
     def keep(row):
-        rows.append(row)
-        b.save(rows, 'steps')
-        click.echo(b.line(row))
+        rows.append(row); b.save(rows, 'steps'); click.echo(b.line(row))
     click.echo(b.HEAD)
     b.bench(budget, find(device), steps, model, bs, keep)
     click.echo(b.save(rows, 'steps'))
@@ -350,9 +352,8 @@ def mem(dataset, models, n, n_test, classes, shrink, engine, model, rank, world,
     if about: tell_scores(about, out)
     else: click.echo(f'shard {rank} of {world} is done; when the others are, run the same command without --rank and --world to get the scores')
 
-def tell_scores(about:dict, folder):
-    "Print the summary of scores, its cautions, and where they are"
-    a = about
+def tell_scores(a:dict, folder):
+    "Print the summary `a` of scores, its cautions, and where they are"
     click.echo(f"{a['models']} models, each on {a['frac']:.0%} of {a['images']} images: right on {a['p_in']:.4f} of what they saw, on {a['test_acc']:.3f} of {a['test_images']} test images")
     click.echo(f"memorization: {a['mem_above_15']:.1%} above .15, {a['mem_above_25']:.1%} at least .25; standard error {a['se_mean']:.3f} on average, {a['se_largest']:.3f} at most" + (f"; reliability {a['reliability']:.3f}" if a['reliability'] else ''))
     click.echo(f"influence: {a['pairs']} pairs at least .15, on {a['affected']} test images; {a['pairs_by_chance']:.0f} would be found by chance")

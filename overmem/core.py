@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['Attack', 'Objective', 'M_TRIM_THRESHOLD', 'M_TOP_PAD', 'M_MMAP_THRESHOLD', 'Batch', 'Step', 'full', 'ce', 'Clock',
            'elapsed', 'seed_all', 'seeded', 'evaluating', 'autocast', 'exact', 'settled', 'fast_bf16', 'keep_memory',
-           'digest', 'device', 'split', 'px']
+           'digest', 'read_arrays', 'device', 'split', 'px']
 
 # %% ../nbs/00_core.ipynb #6302bf0b
 import ctypes
 import hashlib
+import math
+import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,6 +143,28 @@ def digest(tensors:dict, text:str='') -> str:
         h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode())
         h.update(v.flatten().view(torch.uint8).numpy())
     return h.hexdigest()
+
+# %% ../nbs/00_core.ipynb #787fd897
+def read_arrays(path:Path) -> dict:
+    "{name: array} of a file .npz; of a file .npy {'': array}. ValueError says in a line what is wrong with it: it is damaged, it holds objects, or it declares more than it can hold"
+    try:
+        with open(path, 'rb') as f: zipped = f.read(2) == b'PK'
+        if not zipped: return {'': _array(partial(open, path, 'rb'), Path(path).stat().st_size)}
+        with zipfile.ZipFile(path) as z:
+            if sum(i.file_size for i in z.infolist()) > max(2**30, 100*Path(path).stat().st_size): raise ValueError('it declares more than a hundred times its size')
+            return {i.filename.removesuffix('.npy'): _array(partial(z.open, i), i.file_size) for i in z.infolist()}
+    except Exception as e: raise ValueError((str(e) or type(e).__name__).splitlines()[0]) from e
+
+def _array(opened, size):
+    "The array in a file of `size` bytes in numpy's format, and with nothing behind it; the file is opened twice, as going back would give up its checksum"
+    with opened() as f:
+        major = np.lib.format.read_magic(f)[0]
+        shape, _, dtype = (np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0)(f)
+        if math.prod(shape)*dtype.itemsize != size - f.tell() and not dtype.hasobject: raise ValueError(f'{shape} numbers of type {dtype} are declared in {size} bytes')
+    with opened() as f:
+        a = np.lib.format.read_array(f)                                  # refuses objects: they would have to be unpickled
+        if f.read(1): raise ValueError('it is longer than it declares')  # at the end the checksum is compared
+    return a
 
 # %% ../nbs/00_core.ipynb #0f7c4854
 def device(name:str='auto') -> str:

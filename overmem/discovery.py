@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from .base import BadRequest, data_dir, writable
+from .base import BadRequest, data_dir, replacing, writable
 from .data import md5
 from .metadata import SPLITS, group_sizes, read_images, read_metadata, stamp
 from .plots import image_grid
@@ -69,7 +69,7 @@ def picture(e:SimpleNamespace, each:int=8, size:int=64):
 def leave(e:SimpleNamespace, out:Path) -> Path:
     "Write environments.csv (filename, split, y, a, env), results.csv and environments.png into the folder `out`"
     writable(out)
-    e.images.to_csv(out/'environments.csv', index=False)
-    e.results.to_csv(out/'results.csv', float_format='%.6g')
-    picture(e).savefig(out/'environments.png')
+    with replacing(out/'environments.csv') as tmp: e.images.to_csv(tmp, index=False)
+    with replacing(out/'results.csv') as tmp: e.results.to_csv(tmp, float_format='%.6g')
+    with replacing(out/'environments.png') as tmp: picture(e).savefig(tmp, format='png')
     return out

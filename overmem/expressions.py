@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'OPERATIONS', 'makes', 'exported', 'make', 'parsed', 'files_in', 'names_in', 'recipes', 'as_objective',
-           'method']
+           'as_schedule', 'method']
 
 # %% ../nbs/37_expressions.ipynb #a599c828
 import ast
 import importlib
 import inspect
 import operator
+import os
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
-from .base import BadRequest, nearest
+from .base import BadRequest, RunFailed, nearest
 from .core import Attack, Objective, ce
 from .models import Net
 from .objectives import adv
@@ -39,22 +39,28 @@ def exported() -> dict:
 def make(expr:str, **inject):
     "The value of an expression over exported names; `inject` fills arguments that the outermost call accepts and was not given"
     try: return _value(parsed(expr), inject)
-    except ArithmeticError as e: raise BadRequest(f"'{expr}' cannot be computed ({e})") from None
+    except (BadRequest, RunFailed): raise
+    except Exception as e: raise BadRequest(f"'{expr}' cannot be computed ({e or type(e).__name__})") from e
 
 def parsed(expr:str):
     "Syntax tree of an expression"
     try: return ast.parse(expr, mode='eval').body
-    except SyntaxError: raise BadRequest(f"'{expr}' is not an expression like rs_fgsm(8/255, 10/255)") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError): raise BadRequest(f"'{expr}' is not an expression like rs_fgsm(8/255, 10/255)") from None
 
 def _value(n, inject=None):
     if isinstance(n, ast.Constant): return n.value
     if isinstance(n, ast.Name): return _name(n)
-    if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub): return -_value(n.operand)
-    if isinstance(n, ast.BinOp) and type(n.op) in OPERATIONS: return OPERATIONS[type(n.op)](_value(n.left), _value(n.right))
+    if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub): return -_number(n.operand)
+    if isinstance(n, ast.BinOp) and type(n.op) in OPERATIONS: return OPERATIONS[type(n.op)](_number(n.left), _number(n.right))
     if isinstance(n, (ast.Tuple, ast.List)): return tuple(map(_value, n.elts))
     if isinstance(n, ast.Dict): return {_value(k): _value(v) for k, v in zip(n.keys, n.values)}
     if isinstance(n, ast.Call) and isinstance(n.func, ast.Name): return _call(n, inject or {})
     raise BadRequest(f"'{ast.unparse(n)}' is not allowed in an expression: only calls of exported names, numbers, strings, tuples and dictionaries are")
+
+def _number(n):
+    v = _value(n)
+    if not isinstance(v, (int, float)): raise BadRequest(f"'{ast.unparse(n)}' is no number: only numbers are added, subtracted, multiplied and divided")
+    return v
 
 def _name(n):
     if n.id not in exported(): raise BadRequest(f"nothing exported is called '{n.id}': {nearest(n.id, exported())}")
@@ -73,7 +79,7 @@ def _call(n, inject):
 def files_in(*exprs:str) -> list:
     "Files that expressions name: what is in them decides what is made, too"
     texts = {n.value for e in exprs for n in ast.walk(parsed(e)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-    return sorted(t for t in texts if Path(t).is_file())
+    return sorted(t for t in texts if os.path.isfile(t))
 
 def names_in(*exprs:str) -> set:
     "Modules whose names occur in the expressions"
@@ -95,6 +101,14 @@ def as_objective(expr:str):
     value = make(expr)
     if not callable(value) or value in [f for _, f in exported().values()]: raise BadRequest(f"'{expr}' is no objective: give its arguments, as in adv(rs_fgsm(8/255, 10/255))")
     return adv(value) if is_attack else value
+
+def as_schedule(expr:str) -> Callable:
+    "The learning rate over time that an expression denotes"
+    f = make(expr)
+    try: known = isinstance(f(.5), (int, float))
+    except Exception: known = False
+    if not known: raise BadRequest(f"'{expr}' is no learning rate schedule: write it as a call, triangle(.1, 30)")
+    return f
 
 # %% ../nbs/37_expressions.ipynb #c6d2e1f0
 def method(text:str, pairs, eps:str) -> dict:

@@ -9,8 +9,6 @@ __all__ = ['PAGES', 'Scores', 'mem_scores', 'shrunk_mem', 'fit_check', 'split_ha
            'consistency']
 
 # %% ../nbs/33_memorization.ipynb #c0d626de
-import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +18,7 @@ import torch
 from scipy import stats
 
 from .base import BadRequest, data_dir
+from .core import read_arrays
 
 # %% ../nbs/33_memorization.ipynb #a6f571f4
 class Scores(NamedTuple):
@@ -247,10 +246,9 @@ def consistency(file:Path, y) -> np.ndarray:
 
 def _arrays(file, *names):
     if not file.exists(): raise BadRequest(f'no {file}: the published scores come from {PAGES}; save them there')
-    try:
-        with np.load(file) as z: found = dict(z)
-        missing = [k for k in names if k not in found]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as e: raise BadRequest(f'{file} is damaged ({e}): get it again from {PAGES}') from None
+    try: found = read_arrays(file)
+    except ValueError as e: raise BadRequest(f'{file} is damaged ({e}): get it again from {PAGES}') from None
+    missing = [k for k in names if k not in found]
     if missing: raise BadRequest(f'{file} holds no {missing[0]}: it is another file than the published one; get it again from {PAGES}')
     return found
 

@@ -34,7 +34,7 @@ SPLITS = dict(train=0, val=1, test=2)
 def read_metadata(path) -> pd.DataFrame:
     "The table in a csv file, with columns filename, split, y and a (0 where the file has none); BadRequest says in one line what is wrong with it"
     try: t = pd.read_csv(path, dtype=dict(filename=str))
-    except (OSError, ValueError) as e: raise BadRequest(f'{path} cannot be read as a table ({e})') from None
+    except (OSError, ValueError) as e: raise BadRequest(f'{path} cannot be read as a table ({str(e).strip()})') from None
     missing = [c for c in ('filename', 'split', 'y') if c not in t]
     if missing: raise BadRequest(f"{path} has no column '{missing[0]}': it needs filename, split (train, val, test or 0, 1, 2), y, and, if known, a")
     return checked(t.assign(a=t['a'] if 'a' in t else 0, split=t.split.map(lambda s: SPLITS.get(str(s).strip().lower(), s)))[['filename', 'split', 'y', 'a']], path)
@@ -43,8 +43,8 @@ def checked(t:pd.DataFrame, path) -> pd.DataFrame:
     "The table with whole numbers, or a BadRequest: numbers that are none, a split without examples, a class without any to train on"
     for c in ('split', 'y', 'a'):
         v = pd.to_numeric(t[c], errors='coerce')
-        bad = t[v.isna() | (v % 1 != 0) | (v < 0)]
-        if len(bad): raise BadRequest(f"{path}, row {bad.index[0] + 1}: {c} is '{bad[c].iloc[0]}', not {'train, val, test or 0, 1, 2' if c == 'split' else 'a whole number from 0 on'}")
+        bad = t[v.isna() | (v % 1 != 0) | (v < 0) | (v > len(t))]        # as many classes or groups as that have no examples
+        if len(bad): raise BadRequest(f"{path}, row {bad.index[0] + 1}: {c} is '{bad[c].iloc[0]}', not {'train, val, test or 0, 1, 2' if c == 'split' else 'a whole number from 0 on, and at most that of the rows'}")
         t = t.assign(**{c: v.astype(int)})
     if t.filename.isna().any(): raise BadRequest(f'{path}, row {t.index[t.filename.isna()][0] + 1}: no filename')
     for name, k in SPLITS.items():
@@ -151,7 +151,7 @@ def stamp(files, root) -> str:
 def seen(path, size:int, how:Callable=read_image) -> Tensor:
     "(3,size,size) bytes of an image, cut out by `how`; BadRequest names one that cannot be read"
     try: return torch.from_numpy(how(path, size).copy()).permute(2, 0, 1)
-    except (OSError, ValueError) as e: raise BadRequest(f'{path} cannot be read as an image ({e})') from None
+    except Exception as e: raise BadRequest(f'{path} cannot be read as an image ({e or type(e).__name__})') from None
 
 def read_images(files, root, size:int, how:Callable=read_image) -> Tensor:
     "(n,3,size,size) bytes; BadRequest counts the images that are not there, or cannot be read, and names the first"

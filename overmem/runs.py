@@ -25,14 +25,14 @@ import torch
 
 from .attacks import no_attack
 from .base import BadRequest, RunFailed, count_done, locked, nearest, progress, replacing, runs_dir, writable, write_json, write_text
-from .core import Objective, autocast, evaluating, seed_all, seeded, settled
+from .core import Objective, autocast, evaluating, read_arrays, seed_all, seeded, settled
 from .data import Images, Replay, TensorLoader, check_classes, floats, load, md5, of_classes, renumbered, shrink, source, trouble
 from .distributed import follow, followed, rank
 from .evaluate import accuracy, evaluate, outcomes
-from .expressions import as_objective, files_in, make, names_in
+from .expressions import as_objective, as_schedule, files_in, make, names_in
 from .objectives import attached, check_images, moved
 from .parallel import alone, once, spread
-from .records import History, Metrics, kept_array, pages, read_metrics
+from .records import History, Metrics, imprint, intact, kept_array, pages, read_metrics, seal, unsealed
 from .train import Place, fit, load_checkpoint, load_weights, part, read_checkpoint, save_checkpoint, sgd
 
 # %% ../nbs/38_runs.ipynb #f08823b8
@@ -105,15 +105,14 @@ def run(config:dict, work:Callable, code:str, force:bool=False) -> Path:
         for f in d.glob('.*.safetensors.*'): f.unlink()                  # what a kill in the middle of saving left
         if not (d/'config.json').exists(): write_json(d/'config.json', dict(config, code=code))
         with followed():
-            if not (d/'DONE').exists():
+            if unsealed(d):
                 work(config, d)
-                (d/'DONE').touch()
+                seal(d)
     return d
 
 def _empty(d):
     for f in ('DONE', 'last.safetensors'): (d/f).unlink(missing_ok=True)  # first, so that a kill leaves neither a finished run nor a checkpoint without its files
-    for f in d.iterdir():
-        if f.name not in ('config.json', '.lock'): f.unlink()
+    for f in [f for f in d.iterdir() if f.name not in ('config.json', '.lock')]: f.unlink()
 
 # %% ../nbs/38_runs.ipynb #d6719080
 def source_of(f:Callable, seen=None) -> str:
@@ -129,8 +128,7 @@ def source_of(f:Callable, seen=None) -> str:
 def _codes(code):
     "A code object and those of the functions defined inside it"
     yield code
-    for c in code.co_consts:
-        if inspect.iscode(c): yield from _codes(c)
+    for c in filter(inspect.iscode, code.co_consts): yield from _codes(c)
 
 def compute(config:dict, f:Callable, modules, force:bool=False) -> dict:
     "Arrays `f(config)` -> {name: array}, computed once per configuration and source of `f` and of overmem `modules`"
@@ -138,9 +136,8 @@ def compute(config:dict, f:Callable, modules, force:bool=False) -> dict:
         arrays = {k: np.asarray(v) for k, v in f(config).items()}
         with replacing(d/'arrays.npz') as tmp, open(tmp, 'wb') as file: np.savez(file, **arrays)
     d = run(config, work, code_hash(*modules) + hashlib.sha1(source_of(f).encode()).hexdigest()[:8], force)
-    try:
-        with np.load(d/'arrays.npz') as z: return dict(z)
-    except Exception as e: raise RunFailed(f'{d}/arrays.npz is damaged ({e}): delete that folder and run again') from None
+    try: return read_arrays(d/'arrays.npz')
+    except ValueError as e: raise RunFailed(f'{d}/arrays.npz is damaged ({e}): delete that folder and run again') from None
 
 # %% ../nbs/38_runs.ipynb #f9f45b47
 def images_in(c:Training) -> tuple:
@@ -226,6 +223,7 @@ def epochs_done(checkpoint:Path, config:dict) -> int:
     theirs = meta.get('config') or {}
     other = [k for k in config if k not in theirs or theirs[k] != config[k]]
     if other: raise BadRequest(f'{checkpoint} belongs to another configuration: its {other[0]} is {theirs.get(other[0])!r}, not {config[other[0]]!r}. Move it away, or start again with --force')
+    intact(checkpoint.parent, meta['records'], meta['epoch'])
     return meta['epoch']
 
 def train(config:dict, d:Path, minutes:float=2., bar=None):
@@ -242,7 +240,7 @@ def train(config:dict, d:Path, minutes:float=2., bar=None):
     top, keep = [max(scores, default=-1)], lambda epoch: save_checkpoint(d/'best.safetensors', model, at=Place(epoch), config=config)
     if c.best and scores and scores[-1] > max(scores[:-1], default=-1) and not at.done: keep(at.epoch)          # a kill came between the two files of a best epoch
     def save():
-        save_checkpoint(last, model, opt, state, at, config=config)
+        save_checkpoint(last, model, opt, state, at, config=config, records=imprint(d, at.epoch))
         saved[0] = time.time()
     def record(epoch, b, s):
         for r in records.values(): r(epoch, b, s)
@@ -307,8 +305,9 @@ def check(c:Training):
     as_objective(c.objective)
     with torch.device('meta'): model = network_in(c)
     if not isinstance(model, torch.nn.Module): raise BadRequest(f"'{c.model}' is no network: write it as a call, preact_resnet(16)")
-    if not isinstance(make(c.lr)(.5), (int, float)): raise BadRequest(f"'{c.lr}' is no learning rate schedule: write it as a call, triangle(.1, 30)")
-    for e in (c.aug, *c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values()): make(e) if e else None
+    as_schedule(c.lr)
+    idle = [e for e in (c.aug, *c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values()) if e and not callable(make(e))]
+    if idle: raise BadRequest(f"'{idle[0]}' is nothing that can be applied to images: write it as a call, as in crop_flip(4)")
 
 def train_run(c:Training, force:bool=False, bar=None, minutes:float=2.) -> Path:
     "The finished directory of a training run, trained now if it was not yet; `minutes` lie between checkpoints"
@@ -318,14 +317,16 @@ def train_run(c:Training, force:bool=False, bar=None, minutes:float=2.) -> Path:
 # %% ../nbs/38_runs.ipynb #e3986b21
 def restored(checkpoint:Path, n:int=0, device:str='cpu') -> tuple:
     "(config, model in eval mode, the first n test images or all) of a checkpoint written by a training run"
-    meta = read_checkpoint(checkpoint)[1]
+    tensors, meta = read_checkpoint(checkpoint)
     if not isinstance(meta.get('config'), dict): raise BadRequest(f'{checkpoint} does not say which network and data it belongs to')
     config = meta['config'] | dict(device=device, n_test=n)
-    try: c = Training(**config)
-    except TypeError as e: raise BadRequest(f'{checkpoint} holds a configuration of another version ({e})') from None
-    c = replace(c, objective='adv()', trunk='', fork=0, keep='', gauges={}, watch={})      # how it was trained does not matter any more
-    check(c)
-    with seeded(0): te, model = images_in(c)[1], network_in(c).to(device, memory_format=torch.channels_last)
+    try:
+        c = replace(Training(**config), objective='adv()', trunk='', fork=0, keep='', gauges={}, watch={})      # how it was trained does not matter any more
+        check(c)
+        with torch.device('meta'): network_in(c).load_state_dict(part(tensors, 'model'), assign=True)           # before memory is taken for it
+        with seeded(0): te, model = images_in(c)[1], network_in(c).to(device, memory_format=torch.channels_last)
+    except BadRequest as e: raise BadRequest(f'{checkpoint}: {e}') from None
+    except Exception as e: raise BadRequest(f'{checkpoint} holds a configuration of another version, or none ({" ".join(str(e).split()) or type(e).__name__})') from e
     load_weights(checkpoint, model)
     return config, model.eval(), te
 
@@ -337,7 +338,7 @@ def run_all(rows, jobs:int=1, force:bool=False) -> list:
     rows = [replace(c, **{k: resolved(c)[k] for k in ('precision', 'capture')}) for c in rows]      # as this machine understands 'auto', wherever they run
     for c in rows: check(c)
     dirs = [run_dir(resolved(c), train_code(c)) for c in rows]
-    total, todo = sum(c.epochs for c in rows), list({d: c for c, d in zip(rows, dirs) if force or not (d/'DONE').exists()}.values())     # each once
+    total, todo = sum(c.epochs for c in rows), list({d: c for c, d in zip(rows, dirs) if force or unsealed(d)}.values())     # each once
     trunks = {run_dir(resolved(t), train_code(t)): t for t in map(trunk_of, (c for c in todo if c.fork))}
     if trunks: run_all(trunks.values(), jobs, force)                     # first, or several runs would wait for the same one
     with progress(total, f'{len(rows)} runs') as bar:
@@ -375,8 +376,7 @@ class Grid:
         return [s for l, s in self.rows if l == label]
     def seen(self, label, seed=None) -> pd.DataFrame:
         "The rows of the epochs after which a run was evaluated"
-        t = self.rows[label, self.seeds(label)[0] if seed is None else seed]
-        return t[t.clean_acc.notna()]
+        return self.rows[label, self.seeds(label)[0] if seed is None else seed].dropna(subset=['clean_acc'])
     def epochs(self, label) -> np.ndarray:
         "(E,) epochs after which it was evaluated"
         return self.seen(label).epoch.to_numpy()

@@ -150,4 +150,4 @@ def imported(where:str) -> Callable:
     module, _, name = where.partition(':')
     if '' not in sys.path: sys.path.insert(0, '')
     try: return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as e: raise BadRequest(f"no function '{name}' in a module '{module}' ({e}): run this where {module}.py lies") from None
+    except Exception as e: raise BadRequest(f"no function '{name}' in a module '{module}' ({e}): run this where {module}.py lies") from e

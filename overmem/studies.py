@@ -11,8 +11,6 @@ import fcntl
 import inspect
 import json
 import pickle
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
@@ -24,10 +22,10 @@ import torch
 from torch import nn
 
 from .base import BadRequest, RunFailed, count_done, nearest, progress, replacing, writable
-from .core import autocast, digest, settled
+from .core import autocast, digest, read_arrays, settled
 from .data import Images, floats
 from .ensembles import ENGINES, Network, Outcomes, Recipe
-from .expressions import as_objective, make, names_in
+from .expressions import as_objective, as_schedule, make, names_in
 from .parallel import alone, spread
 from .runs import code_hash, run_dir
 from .subsets import subsets
@@ -106,7 +104,7 @@ def check(study:Study, models:int=2):
     study.mask([0])
     autocast(r.precision, torch.device(r.device).type)
     if study.engine == 'nearest': return
-    if not isinstance(make(r.lr)(.5), (int, float)): raise BadRequest(f"'{r.lr}' is no learning rate schedule: write it as a call, triangle(.1, 16)")
+    as_schedule(r.lr)
     as_objective(r.objective)
     if r.aug: make(r.aug)
     model, (tr, te) = study.build(), study.data()
@@ -125,10 +123,9 @@ def write_row(file:Path, about:dict, mask:np.ndarray, outcomes:tuple):
 def read_row(file:Path, about:dict, mask:np.ndarray) -> Outcomes:
     "The outcomes in a row file. RunFailed names a damaged one; BadRequest one of other data, recipe, network or subset"
     try:
-        with np.load(file) as z: v = dict(z)
-        theirs = json.loads(str(v['about']))
-        found = Outcomes(*(v[k] for k in Outcomes._fields))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as e: raise RunFailed(f'{file} is damaged ({e}): delete it, and the same command trains that model again') from None
+        v = read_arrays(file)
+        theirs, found = dict(json.loads(str(v['about']))), Outcomes(*(v[k] for k in Outcomes._fields))
+    except (ValueError, TypeError, KeyError) as e: raise RunFailed(f'{file} is damaged ({e}): delete it, and the same command trains that model again') from None
     other = [k for k in about if json.dumps(theirs.get(k)) != json.dumps(about[k])]
     if not other and not np.array_equal(v['mask'], np.packbits(mask)): other, theirs = ['subset'], dict(subset='another')
     if other: raise BadRequest(f'{file} belongs to another study: its {other[0]} is {theirs.get(other[0])}. Move it away')

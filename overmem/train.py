@@ -265,7 +265,8 @@ def read_checkpoint(path:Path) -> tuple:
     except Exception as e: raise BadRequest(f'{path} is damaged or no checkpoint ({str(e).splitlines()[0]}): delete it and run again') from None
     if 'overmem' not in meta: raise BadRequest(f'{path} was not written by overmem: it has no configuration in its header')
     if digest(tensors, meta['overmem']) != meta.get('digest'): raise BadRequest(f'{path} is damaged (its bytes do not match its digest): delete it and run again')
-    return tensors, json.loads(meta['overmem'])
+    try: return tensors, dict(json.loads(meta['overmem']))
+    except (ValueError, TypeError): raise BadRequest(f'{path} was not written by overmem: its header is no description') from None
 
 def part(tensors:dict, name:str) -> dict:
     "The tensors below `name.`, without that prefix"

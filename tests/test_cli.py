@@ -3,7 +3,6 @@ import csv
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -412,17 +411,21 @@ def test_groups_of_ones_own_images(overmem, refused):
     refused(*args, says='1 of 301 images are not in')
 
 
+def test_board(overmem, refused):
+    "What TensorBoard reads is what the run recorded"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    refused('board', says='train something first')
+    assert overmem('train', 'rs_fgsm', '-p', 'alpha=.125', *TINY, '--name', 'tiny').returncode == 0
+    refused('board', 'tony-*', says="no run 'tony-*'")
+    r = overmem('board', 'tiny-*', '--logdir', 'log')
+    assert r.returncode == 0 and '3 epochs of 1 runs' in r.stdout and 'tensorboard --logdir log' in r.stdout, r.stderr
+    run, = (overmem.home/'data'/'runs').glob('tiny-*')
+    rows, events = [json.loads(l) for l in (run/'metrics.jsonl').read_text().splitlines()], EventAccumulator(str(overmem.home/'log'/run.name))
+    events.Reload()
+    assert set(events.Tags()['scalars']) == {*rows[0]} - {'epoch'}
+    for k in events.Tags()['scalars']: assert [(e.step, np.float32(e.value)) for e in events.Scalars(k)] == [(r['epoch'], np.float32(r[k])) for r in rows], k
+
+
 def test_doctor(overmem):
     r = overmem('doctor')
     assert r.returncode == 0 and 'torchvision' in r.stdout and 'overmem data cifar10 --get' in r.stdout
-
-
-def test_wheel_holds_experiments_and_reference(tmp_path):
-    "What is installed without a clone: modules, experiment notebooks, the papers' numbers"
-    import zipfile
-    python = OVERMEM.parent/'python'
-    copy = tmp_path/'copy'
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns('.git', '.venv', '_site', '_proc', 'runs', 'build', '*.egg-info'))
-    subprocess.run([python, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path, copy], check=True)
-    names = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
-    assert {'overmem/attacks.py', 'overmem/experiments/mat_fig1.ipynb', 'overmem/reference/mat_tables.csv'} <= set(names)

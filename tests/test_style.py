@@ -9,10 +9,11 @@ import sys
 import tomllib
 
 import pytest
+import yaml
 from conftest import ROOT
 
 LAYERS = '''base | core cluster | data models parallel plots | attacks augment distributed records | strong | autoattack objectives | evaluate train |
-            zerograd fastat dom bat groups subsets memorization xrm mat benchmarks pretrained | expressions | runs | single_step experiment ensembles toys metadata | overfitting proxies studies sweeps runner doctor bench | scores longtail discovery scoreboard | benign | cli'''
+            zerograd fastat dom bat groups subsets memorization xrm mat benchmarks pretrained | expressions | runs | single_step experiment ensembles toys metadata | overfitting proxies studies sweeps runner doctor bench boards | scores longtail discovery scoreboard | benign | cli'''
 LEVEL = {m: k for k, ms in enumerate(LAYERS.split('|')) for m in ms.split()}
 METHODS = {'zerograd', 'fastat', 'dom', 'bat', 'groups', 'memorization', 'subsets', 'xrm', 'mat'}
 MODULES = sorted(p for p in (ROOT/'overmem').glob('[!_]*.py'))
@@ -91,11 +92,21 @@ def test_metadata_agrees():
     assert f'__version__ = "{ini["version"]}"' in (ROOT/'overmem'/'__init__.py').read_text()
 
 
+def test_citation_agrees():
+    "CITATION.cff has what its format demands, and says what settings.ini says; every paper that is re-run is in it"
+    ini, cff = configparser.ConfigParser(delimiters=['='], interpolation=None), yaml.safe_load((ROOT/'CITATION.cff').read_text())
+    ini.read(ROOT/'settings.ini')
+    assert {'cff-version', 'title', 'message', 'authors'} <= set(cff) and cff['cff-version'] == '1.2.0' and cff['type'] == 'software' and cff['license'] == 'Apache-2.0'
+    assert [cff[k] for k in ('title', 'version', 'abstract')] == [ini['DEFAULT'][k] for k in ('lib_name', 'version', 'description')] and cff['authors'] == [dict(name=ini['DEFAULT']['author'])]
+    assert all(r['type'] and r['title'] and all('family-names' in a for a in r['authors']) for r in cff['references'])
+    assert {'2310.08847', '2103.15476', '2106.04794', '2412.07684', '2309.16748', '2008.03703'} <= {r['url'].rsplit('/')[-1] for r in cff['references']}
+
+
 def test_constraints_cover_requirements():
     "Every requirement is pinned in constraints.txt"
     ini = configparser.ConfigParser(delimiters=['='], interpolation=None)
     ini.read(ROOT/'settings.ini')
-    need = {re.split(r'[><=]', r)[0] for k in ('requirements', 'lab_requirements', 'dev_requirements') for r in ini['DEFAULT'][k].split()}
+    need = {re.split(r'[><=]', r)[0] for k in ini['DEFAULT'] if k.endswith('requirements') for r in ini['DEFAULT'][k].split()}
     pinned = {l.split('==')[0] for l in (ROOT/'constraints.txt').read_text().splitlines() if '==' in l}
     assert need <= pinned, need - pinned
 
