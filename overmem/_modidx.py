@@ -684,7 +684,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'overmem.records.keep_array': ('records.html#keep_array', 'overmem/records.py'),
                                  'overmem.records.kept_array': ('records.html#kept_array', 'overmem/records.py'),
                                  'overmem.records.loss_shares': ('records.html#loss_shares', 'overmem/records.py'),
-                                 'overmem.records.open_rows': ('records.html#open_rows', 'overmem/records.py'),
                                  'overmem.records.pages': ('records.html#pages', 'overmem/records.py'),
                                  'overmem.records.read_metrics': ('records.html#read_metrics', 'overmem/records.py'),
                                  'overmem.records.seal': ('records.html#seal', 'overmem/records.py'),

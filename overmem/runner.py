@@ -112,6 +112,7 @@ def execute(name:str, path:Path, params:dict, stream=None) -> Path:
     except papermill.PapermillExecutionError as e:
         if e.ename == 'BadRequest': raise BadRequest(f'{name}: {e.evalue}') from None
         raise RunFailed(f'{name} failed in cell {e.exec_count} ({e.ename}: {e.evalue}); earlier results are untouched, the notebook up to there is {out}') from None
+    except OSError as e: raise RunFailed(f'{name}: {e}; earlier results are untouched') from e
     except Exception as e: raise RunFailed(f'{name}: its kernel failed ({type(e).__name__}: {e}); earlier results are untouched. Out of memory? Try fewer --jobs') from e
     write_text(folder/'notebook.ipynb', nbformat.writes(scrub(nbformat.read(out, 4))))
     out.unlink()

@@ -290,6 +290,7 @@ def check(c:Training):
     "Refuse a configuration that can't be run, before anything is written"
     for k, low in dict(epochs=1, bs=1, every=1, shrink=1, n=0, n_test=0, fork=0).items():
         if getattr(c, k) < low: raise BadRequest(f'{k}={getattr(c, k)}: at least {low}')
+    if Path(c.name).name != c.name: raise BadRequest(f"name '{c.name}': it begins the name of a folder, and holds no slash")
     if bool(c.fork) != bool(c.trunk): raise BadRequest('`fork` says how many epochs belong to `trunk`, and `trunk` what is trained in them: give both or neither')
     if c.fork and (c.fork >= c.epochs or c.fork % c.every): raise BadRequest(f'fork={c.fork}: must be less than the {c.epochs} epochs, and one after which the run is evaluated (every={c.every})')
     if c.fork: check(trunk_of(c))
