@@ -310,6 +310,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'overmem.distributed.followed': ('distributed.html#followed', 'overmem/distributed.py'),
                                      'overmem.distributed.joined': ('distributed.html#joined', 'overmem/distributed.py'),
                                      'overmem.distributed.rank': ('distributed.html#rank', 'overmem/distributed.py'),
+                                     'overmem.distributed.restarted': ('distributed.html#restarted', 'overmem/distributed.py'),
                                      'overmem.distributed.share': ('distributed.html#share', 'overmem/distributed.py'),
                                      'overmem.distributed.shared': ('distributed.html#shared', 'overmem/distributed.py'),
                                      'overmem.distributed.started': ('distributed.html#started', 'overmem/distributed.py'),

@@ -9,6 +9,7 @@ __all__ = ['verbose', 'NAMED', 'Commands', 'scaled', 'cli', 'main', 'list_', 'ru
 # %% ../nbs/44_cli.ipynb #b24198fb
 import os
 import sys
+import time
 from functools import wraps
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def main(args=None):
 
 def _fail(text, code):
     from overmem.base import explained
-    if code != 2 or not int(os.environ.get('RANK', 0)): click.echo(f'overmem: {" ".join(explained(text).split())}', err=True)
+    if 'TORCHELASTIC_RUN_ID' in os.environ and os.environ.get('RANK') != '0': time.sleep(10)      # what the first process has to say, too, it says; torchrun ends this one
+    click.echo(f'overmem: {" ".join(explained(text).split())}', err=True)
     sys.exit(code)
 
 # %% ../nbs/44_cli.ipynb #d1050cc8

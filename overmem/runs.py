@@ -27,7 +27,7 @@ from .attacks import no_attack
 from .base import BadRequest, RunFailed, count_done, locked, nearest, progress, replacing, runs_dir, writable, write_json, write_text
 from .core import Objective, autocast, evaluating, read_arrays, seed_all, seeded, settled
 from .data import Images, Replay, TensorLoader, check_classes, floats, load, md5, of_classes, renumbered, shrink, source, trouble
-from .distributed import follow, followed, rank
+from .distributed import follow, followed, rank, restarted
 from .evaluate import accuracy, evaluate, outcomes
 from .expressions import as_objective, as_schedule, files_in, make, names_in
 from .objectives import attached, check_images, moved
@@ -101,7 +101,7 @@ def run(config:dict, work:Callable, code:str, force:bool=False) -> Path:
     d = writable(run_dir(config, code))
     if rank(): return follow(d, partial(work, config))
     with locked(d):
-        if force: once(d, _empty)
+        if force and not restarted(): once(d, _empty)
         for f in d.glob('.*.safetensors.*'): f.unlink()                  # what a kill in the middle of saving left
         if not (d/'config.json').exists(): write_json(d/'config.json', dict(config, code=code))
         with followed():

@@ -109,7 +109,7 @@ def test_torchrun(tmp_path):
     assert len(one) == 8
     assert one[0]['train_loss'] == pytest.approx(two[0]['train_loss'], abs=1e-4)
     for a, b in zip(one, two, strict=True): assert a == pytest.approx(b, abs=.02)      # in float32 a gradient near zero may change its sign, and an image its side
-    killed = torchrun(tmp_path/'killed', *RUN, restarts=1)
+    killed = torchrun(tmp_path/'killed', *RUN, '--force', restarts=1)
     while len(metrics(tmp_path/'killed')) < 3 and killed.poll() is None: time.sleep(.05)
     second = int(subprocess.check_output(['pgrep', '-P', str(killed.pid)], text=True).split()[-1])
     os.kill(second, signal.SIGKILL)
@@ -120,9 +120,9 @@ def test_torchrun(tmp_path):
 
 
 def test_what_torchrun_cannot_do_is_said_once(tmp_path):
-    for args, says in ((('train', 'adv()', '--data', 'digits', '--shrink', 3), 'does not divide'), (('list',), 'torchrun is for `train`'), (('train', 'adv()', '--data', 'digits', '--device', 'cuda:1'), 'a GPU of its own')):
+    for args, says in ((('train', 'adv()', '--data', 'digits', '--shrink', 3), 'does not divide'), (('list',), 'torchrun is for `train`'), (('train', 'adv()', '--data', 'digits', '--device', 'cuda:1'), 'a GPU of its own'), (('train', 'adv()', '--data', 'digits', '--n-train', 300, '--lr', 'constant(1e30)', '--name', 'wild'), 'the loss became')):
         p = torchrun(tmp_path, *args)
         _, err = ended(p)
         lines = [l for l in err.splitlines() if l.startswith('overmem: ')]
         assert p.returncode == 1 and len(lines) == 1 and says in lines[0], err
-    assert not list(tmp_path.glob('data/runs/*'))
+    assert {d.name.partition('-')[0] for d in tmp_path.glob('data/runs/*')} == {'wild'}
