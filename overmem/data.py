@@ -163,7 +163,14 @@ def load(name:str, root=None, stand_in:bool=False) -> tuple:
     problem = trouble(name, root)
     if stand_in and absent(name, root): return tuple(in_shape(s, source(name).shape) for s in load('digits'))
     if problem: raise BadRequest(problem)
-    return _read(name, root, tuple(_stamp(root/f) for f in source(name).files))
+    try: images, changed = _read(name, root, tuple(_stamp(root/f) for f in source(name).files)), trouble(name, root)
+    except (OSError, RuntimeError):
+        changed = trouble(name, root)
+        if not changed: raise
+    if changed:                                                          # while it was read
+        _read.cache_clear()
+        raise BadRequest(changed)
+    return images
 
 @lru_cache(2)
 def _read(name, root, stamps):

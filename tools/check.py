@@ -7,6 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+os.environ['PATH'] = f'{BIN}{os.pathsep}{os.environ["PATH"]}'
+ONE_THREAD = os.environ | dict(OMP_NUM_THREADS='1')                      # for steps that fill the cores with processes
 
 
 def sh(*args, **kw):
@@ -34,15 +36,14 @@ def clean():
 
 
 def flakes(): sh(sys.executable, '-m', 'pyflakes', *sorted(p.relative_to(ROOT) for p in ROOT.glob('overmem/[!_]*.py')), 'tools', 'tests')
-def notebooks(): sh(BIN/'nbdev-test', '--n-workers', os.cpu_count() or 1)
+def notebooks(): sh(BIN/'nbdev-test', '--n-workers', os.cpu_count() or 1, env=ONE_THREAD)
 def site(): sh(sys.executable, 'tools/book.py', 'site')
-def tests(): sh(sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-n', '2')                 # tests/test_site.py opens the site
+def tests(): sh(sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-n', '2', '--durations', '10', env=ONE_THREAD)      # tests/test_site.py opens the site
 
 
 STEPS = dict(export=export, clean=clean, flakes=flakes, notebooks=notebooks, site=site, tests=tests)
 
 if __name__ == '__main__':
-    os.environ['PATH'] = f'{BIN}{os.pathsep}{os.environ["PATH"]}'
     for name in sys.argv[1:] or STEPS:
         began = time.time()
         print(f'== {name}: {STEPS[name].__doc__ or ""}', flush=True)

@@ -34,7 +34,7 @@ SchedulerParameters=batch_sched_delay=1,sched_interval=2
 ReturnToService=2
 JobRequeue=1
 MailProg=/bin/true
-NodeName=$node NodeAddr=127.0.0.1 CPUs=$(nproc --all) State=UNKNOWN
+NodeName=$node NodeAddr=127.0.0.1 CPUs=$(env -u OMP_NUM_THREADS nproc) State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 C
 mkdir -p /run/munge && chown munge: /run/munge
