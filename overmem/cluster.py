@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -86,9 +87,14 @@ def _send(rows, jobs) -> list:
     except Exception as e: raise BadRequest(f'sbatch refuses the jobs: {_sbatch_says(e)}') from None
 
 def _queued():
-    "Ids of the jobs that Slurm knows, each element of an array for itself; None if it does not answer"
-    said = subprocess.run(['squeue', '--noheader', '--array', '--all', '--format=%i', '--me'], capture_output=True, text=True)
-    return None if said.returncode else set(said.stdout.split())
+    "{id: why it waits, '' if it does not} of the jobs that Slurm knows, each element of an array for itself; None if it does not answer"
+    said = subprocess.run(['squeue', '--noheader', '--array', '--all', '--format=%i|%t|%r', '--me'], capture_output=True, text=True)
+    return None if said.returncode else {i: why*(state == 'PD') for i, state, why in (l.split('|', 2) for l in said.stdout.splitlines())}
+
+def _reasons(known, jobs) -> list:
+    "Why all of these jobs wait, as Slurm puts it; none if one of them runs, or Slurm has not looked at them yet"
+    whys = {(known or {}).get(j.job_id, '') for j in jobs}
+    return [] if whys & {'', 'None'} else sorted(whys)
 
 def _answered(job):
     "Whether its answer has come; the folder is read anew, as a file system may remember that it was not there"
@@ -117,11 +123,12 @@ def on_slurm(f:Callable, items:list, jobs:int, tick:Callable=lambda: None, batch
     return found
 
 def _one_array(rows, jobs, tick):
-    sent, found, lost, sendings = dict(enumerate(_send(rows, jobs))), {}, {}, [1]*len(rows)
+    sent, found, lost, sendings, said = dict(enumerate(_send(rows, jobs))), {}, {}, [1]*len(rows), []
     try:
         while sent:
             time.sleep(2); tick()
             known = _queued()
+            if (why := _reasons(known, sent.values())) and why != said: print(f"Slurm lets {len(sent)} jobs wait: {', '.join(said := why)}", file=sys.stderr)
             for k, job in list(sent.items()):
                 if _answered(job): found[k] = _answer(sent.pop(k)); continue
                 if known is None or job.job_id in known: lost.pop(k, None); continue

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'OPERATIONS', 'makes', 'exported', 'make', 'parsed', 'files_in', 'names_in', 'recipes', 'as_objective',
-           'as_schedule', 'method']
+           'as_schedule', 'as_augmentation', 'check_network', 'method']
 
 # %% ../nbs/37_expressions.ipynb #a599c828
 import ast
@@ -15,8 +15,10 @@ import os
 from collections.abc import Callable
 from functools import cache
 
+import torch
+
 from .base import BadRequest, RunFailed, nearest
-from .core import Attack, Objective, ce
+from .core import Attack, Objective, ce, seeded
 from .models import Net
 from .objectives import adv
 
@@ -109,6 +111,28 @@ def as_schedule(expr:str) -> Callable:
     except Exception: known = False
     if not known: raise BadRequest(f"'{expr}' is no learning rate schedule: write it as a call, triangle(.1, 30)")
     return f
+
+def as_augmentation(expr:str, shape:tuple) -> Callable:
+    "The change of images (N,C,H,W) that an expression denotes, tried on two of `shape` (C,H,W)"
+    f, x = make(expr), torch.zeros(2, *shape)
+    if not callable(f): raise BadRequest(f"'{expr}' is nothing that can be applied to images: write it as a call, as in crop_flip(4)")
+    try:
+        with seeded(0): y = f(x)
+    except Exception as e: raise BadRequest(f"'{expr}' cannot change images of {_size(shape)} ({_brief(e)})") from e
+    if getattr(y, 'shape', None) != x.shape: raise BadRequest(f"'{expr}' does not give back images of {_size(shape)}")
+    return f
+
+def check_network(model, shape:tuple, K:int, expr:str):
+    "Refuse a `model`, on the meta device and made of `expr`, that does not give K numbers for an image of `shape` (C,H,W)"
+    if not isinstance(model, torch.nn.Module): raise BadRequest(f"'{expr}' is no network: write it as a call, preact_resnet(16)")
+    if not all(p.numel() for p in model.parameters()): raise BadRequest(f"'{expr}' has a layer without a weight: make it wider")
+    try: z = model.eval()(torch.zeros(2, *shape, device='meta'))
+    except Exception as e: raise BadRequest(f"'{expr}' does not take images of {_size(shape)} ({_brief(e)})") from e
+    if z.shape != (2, K): raise BadRequest(f"'{expr}' gives {_size(z.shape[1:])} numbers for an image, but there are {K} classes")
+
+def _size(shape:tuple) -> str: return ' x '.join(map(str, shape))
+
+def _brief(e:Exception) -> str: return str(e).partition('\n')[0] or type(e).__name__
 
 # %% ../nbs/37_expressions.ipynb #c6d2e1f0
 def method(text:str, pairs, eps:str) -> dict:

@@ -29,7 +29,7 @@ from .core import Objective, autocast, evaluating, read_arrays, seed_all, seeded
 from .data import Images, Replay, TensorLoader, check_classes, floats, load, md5, of_classes, renumbered, shrink, source, trouble
 from .distributed import follow, followed, rank, restarted
 from .evaluate import accuracy, evaluate, outcomes
-from .expressions import as_objective, as_schedule, files_in, make, names_in
+from .expressions import as_augmentation, as_objective, as_schedule, check_network, files_in, make, names_in
 from .objectives import attached, check_images, moved
 from .parallel import alone, once, spread
 from .records import History, Metrics, imprint, intact, kept_array, pages, read_metrics, seal, unsealed
@@ -288,8 +288,8 @@ def resolved(c:Training) -> dict:
 
 def check(c:Training):
     "Refuse a configuration that can't be run, before anything is written"
-    for k, low in dict(epochs=1, bs=1, every=1, shrink=1, n=0, n_test=0, fork=0).items():
-        if getattr(c, k) < low: raise BadRequest(f'{k}={getattr(c, k)}: at least {low}')
+    for k, low in dict(epochs=1, bs=1, every=1, shrink=1, n=0, n_test=0, fork=0, seed=0).items():
+        if not low <= (v := getattr(c, k)) < 2**63: raise BadRequest(f'{k}={v}: ' + (f'at least {low}' if v < low else 'less than 2**63'))
     if Path(c.name).name != c.name: raise BadRequest(f"name '{c.name}': it begins the name of a folder, and holds no slash")
     if bool(c.fork) != bool(c.trunk): raise BadRequest('`fork` says how many epochs belong to `trunk`, and `trunk` what is trained in them: give both or neither')
     if c.fork and (c.fork >= c.epochs or c.fork % c.every): raise BadRequest(f'fork={c.fork}: must be less than the {c.epochs} epochs, and one after which the run is evaluated (every={c.every})')
@@ -304,10 +304,11 @@ def check(c:Training):
     autocast(c.precision, torch.device(c.device).type)
     if c.capture not in ('auto', 'off', 'graph', 'compiled'): raise BadRequest(f"no capture '{c.capture}': there are auto, off, graph and compiled")
     as_objective(c.objective)
-    with torch.device('meta'): model = network_in(c)
-    if not isinstance(model, torch.nn.Module): raise BadRequest(f"'{c.model}' is no network: write it as a call, preact_resnet(16)")
+    shape = (s.shape[0], *(v//c.shrink for v in s.shape[1:]))
+    with torch.device('meta'): check_network(network_in(c), shape, len(c.classes) or s.K, c.model)
     as_schedule(c.lr)
-    idle = [e for e in (c.aug, *c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values()) if e and not callable(make(e))]
+    if c.aug: as_augmentation(c.aug, shape)
+    idle = [e for e in (*c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values()) if e and not callable(make(e))]
     if idle: raise BadRequest(f"'{idle[0]}' is nothing that can be applied to images: write it as a call, as in crop_flip(4)")
 
 def train_run(c:Training, force:bool=False, bar=None, minutes:float=2.) -> Path:

@@ -25,7 +25,7 @@ from .base import BadRequest, RunFailed, count_done, nearest, progress, replacin
 from .core import autocast, digest, read_arrays, settled
 from .data import Images, floats
 from .ensembles import ENGINES, Network, Outcomes, Recipe
-from .expressions import as_objective, as_schedule, make, names_in
+from .expressions import as_augmentation, as_objective, as_schedule, names_in
 from .parallel import alone, spread
 from .runs import code_hash, run_dir
 from .subsets import subsets
@@ -106,8 +106,8 @@ def check(study:Study, models:int=2):
     if study.engine == 'nearest': return
     as_schedule(r.lr)
     as_objective(r.objective)
-    if r.aug: make(r.aug)
     model, (tr, te) = study.build(), study.data()
+    if r.aug: as_augmentation(r.aug, tr.x.shape[1:])
     if not isinstance(model, nn.Module): raise BadRequest(f'{told(study.build)} is no network: write it as a call, preact_resnet(16)')
     try: z = model.eval()(floats(tr.x[:2].cpu()))
     except RuntimeError as e: raise BadRequest(f'the network does not take images of {" x ".join(map(str, tr.x.shape[1:]))} ({str(e).splitlines()[0]})') from None

@@ -84,6 +84,18 @@ def test_what_sbatch_refuses_is_told(slurm):
     assert spread(math.sqrt, [1], 1) == [1]
 
 
+def test_why_jobs_wait_is_said_once(slurm, cluster, capsys):
+    class Enough(Exception): pass
+    ticks = []
+    def tick():
+        ticks.append(1)
+        if len(ticks) > 6: raise Enough
+    use('slurm', dict(begin='now+1hour'))
+    with pytest.raises(Enough): spread(math.sqrt, [1, 4], 2, tick)
+    assert capsys.readouterr().err.count('Slurm lets 2 jobs wait: BeginTime') == 1
+    assert not queue(cluster, 'PENDING')                                    # nothing is left behind
+
+
 def scontrol(cluster, *args): return subprocess.run(['scontrol', *args], env=dict(os.environ, SLURM_CONF=str(cluster)), capture_output=True, text=True)
 def queue(cluster, state): return subprocess.run(['squeue', '--noheader', '--array', '--format=%i', f'--states={state}'], env=dict(os.environ, SLURM_CONF=str(cluster)), capture_output=True, text=True).stdout.split()
 
