@@ -18,9 +18,8 @@ from torch import Tensor
 from .base import BadRequest
 
 # %% ../nbs/12_augment.ipynb #05613ae5
-OPS = ('identity', 'shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate', 'brightness', 'color', 'contrast',
-       'sharpness',
-       'posterize', 'solarize', 'autocontrast', 'equalize')
+OPS = ('identity', 'shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate',
+       'brightness', 'color', 'contrast', 'sharpness', 'posterize', 'solarize', 'autocontrast', 'equalize')
 
 def levels(x:Tensor) -> Tensor:
     "x (N,C,H,W) in [0,1], C 1 or 3 -> a new tensor of levels 0..255, floats without fraction"
@@ -30,13 +29,12 @@ def levels(x:Tensor) -> Tensor:
 
 # %% ../nbs/12_augment.ipynb #509dba46
 def origins(op:Tensor, m:Tensor, H:int, W:int) -> Tensor:
-    """Where each pixel comes from, in [-1,1] units of `grid_sample`: op (N,) 1..5 (others: identity), m (N,) ->
-    (N,H,W,2)"""
+    "Where each pixel comes from, in [-1,1] as in `grid_sample`: op (N,) 1..5 (others: identity), m (N,) -> (N,H,W,2)"
     sx, sy, tx, ty, turn = m.double()*(op == torch.arange(1, 6, device=op.device)[:, None])
     turn = turn*math.pi/180
     x, y = torch.arange(W, device=m.device) - (W - 1)/2, torch.arange(H, device=m.device)[:, None] - (H - 1)/2
-    row = lambda a, b, shift, half: sum(r[:, None, None]*q
-        for r, q in zip((torch.stack([a, b, shift]).float()/half), (x, y, 1)))
+    row = lambda a, b, shift, half: sum(
+        r[:, None, None]*q for r, q in zip((torch.stack([a, b, shift]).float()/half), (x, y, 1)))
     out = torch.empty(len(m), H, W, 2, device=m.device)
     out[..., 0] = row(turn.cos(), sx - turn.sin(), sx*H/2 - tx.trunc(), W/2)
     out[..., 1] = row(sy + turn.sin(), turn.cos(), sy*W/2 - ty.trunc(), H/2)
@@ -95,8 +93,8 @@ def equalize(v:Tensor) -> Tensor:
 
 # %% ../nbs/12_augment.ipynb #33808921
 def only(on:Tensor, f, v:Tensor, *per_image, dense:bool) -> Tensor:
-    """v with the images where `on` (N,) holds replaced by f(v, *per_image) of them. Dense: no shape depends on data;
-    else in place"""
+    """v with the images where `on` (N,) holds replaced by f(v, *per_image) of them.
+    Dense: no shape depends on data; else in place"""
     if dense: return torch.where(on[:, None, None, None], f(v, *per_image), v)
     i = on.nonzero()[:, 0]
     if len(i) in (0, len(v)): return f(v, *per_image) if len(i) else v
@@ -142,8 +140,7 @@ def signed(op:Tensor, m:Tensor) -> Tensor:
     return torch.where((op >= 1) & (op <= 9) & coin, -m, m)
 
 def dirichlet(alpha:float, N:int, k:int, device) -> Tensor:
-    """N draws from Dirichlet(alpha, ..., alpha) over k parts, (N,k): normalised gamma variables, which are exponential
-    for alpha = 1"""
+    "N draws from Dirichlet(alpha, ..., alpha) over k parts, (N,k): normalised gammas, exponential for alpha = 1"
     g = (torch.empty(N, k, device=device).exponential_() if alpha == 1
          else torch._standard_gamma(torch.full((N, k), float(alpha), device=device)))
     return g/g.sum(1, keepdim=True)

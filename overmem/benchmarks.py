@@ -21,8 +21,7 @@ class Grouped(NamedTuple):
     x: Tensor                     # (n, ...) inputs: bytes, or floats
     y: Tensor                     # (n,) labels
     a: Tensor                     # (n,) attributes
-    # (n,) environments as the makers of the data name them; the attribute where they name none
-    env: Tensor
+    env: Tensor                   # (n,) environments as the makers of the data name them, or else the attribute
     A: int                        # number of attributes
     @property
     def g(self) -> Tensor: return self.A*self.y + self.a
@@ -42,16 +41,15 @@ class Benchmark(NamedTuple):
         return int(max(v.g.max() for v in (self.tr, self.va, self.te))) + 1
 
 # %% ../nbs/37_benchmarks.ipynb #4ed72239
-# noise of labels and of colours, in the two environments, and in the test (mat.md 3.3)
-COLOURED = dict(
+COLOURED = dict(  # noise of labels and of colours, in the two environments, and in the test (mat.md 3.3)
     ColorMNIST=dict(label=(.25, .25), colour=(.2, .1), test=((.25, .25), (.9, .9))),
     InverseColorMNIST=dict(label=(.15, .15), colour=(.2, .3), test=((.15, .15), (.9, .9))),
     MColor=dict(label=(.2, .3), colour=(.15, .15), test=((.9, .9), (.15, .15))),
     ColorMNIST_V3=dict(label=(.2, .1), colour=(.25, .25), test=((.9, .9), (.25, .25))))
 
 def coloured(kind:str='ColorMNIST', n:int=0, seed:int=0, stand_in:bool=False) -> Benchmark:
-    """Coloured MNIST: a sixth of the training images (10,000) for validation; of the others the first n (0: all) to
-    train. Noise is drawn from `seed` once, for each split its own"""
+    """Coloured MNIST: a sixth of the training images (10,000) validates; of the others the first n (0: all) train.
+    Noise is drawn from `seed` once, for each split its own"""
     if kind not in COLOURED: raise BadRequest(f"no coloured MNIST '{kind}': {nearest(kind, COLOURED)}")
     tr, te = load('mnist', stand_in=stand_in)
     noise, cut = COLOURED[kind], len(tr.y) - len(tr.y)//6

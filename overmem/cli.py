@@ -25,8 +25,8 @@ class Commands(click.Group):
             from overmem.base import nearest
             raise click.UsageError(f"no command '{args[0]}': {nearest(args[0], self.commands)}")
         if args and args[0] != 'train' and 'TORCHELASTIC_RUN_ID' in os.environ:
-            raise click.UsageError(f'torchrun is for `train`, one network in several processes; start `overmem '
-                                   f'{args[0]}` without it, with --jobs N')
+            raise click.UsageError('torchrun is for `train`, one network in several processes; '
+                                   f'start `overmem {args[0]}` without it, with --jobs N')
         return super().resolve_command(ctx, args)
 
 def _verbose(ctx, param, value):
@@ -36,13 +36,13 @@ verbose = click.option('-v', '--verbose', is_flag=True, expose_value=False, call
                        help='Show the traceback of an error.')
 
 def scaled(f):
-    """Options --jobs, --executor and --slurm of a command, which gets `jobs` alone: where its work goes is settled
-    before it begins"""
+    """Options --jobs, --executor and --slurm of a command, which gets `jobs` alone:
+    where its work goes is settled before it begins"""
     @click.option('--jobs', type=click.IntRange(1),
                   help='At once: processes, or jobs of the cluster  [default: 1, on a cluster 100]')
     @click.option('--executor', default='local', show_default=True, type=click.Choice(['local', 'slurm']),
-                  help='slurm: every training a job of a cluster; give the command on a node of the kind that the '
-                       'jobs get')
+                  help='slurm: every training a job of a cluster; '
+                       'give the command on a node of the kind that the jobs get')
     @click.option('--slurm', multiple=True, metavar='KEY=VALUE',
                   help='An option of sbatch, as in gres=gpu:1 (repeatable)')
     @wraps(f)
@@ -59,8 +59,7 @@ def _use_slurm(executor, options):
     if bad: raise BadRequest(f"--slurm {bad[0]}: write KEY=VALUE, as in gres=gpu:1")
     if any(v.lstrip('-').startswith(('gres=gpu', 'gpus')) for v in options):
         from overmem.core import device
-        # or what 'auto' means would be settled here, without them
-        device('cuda')
+        device('cuda')  # or what 'auto' means would be settled here, without them
     use('slurm', dict(v.lstrip('-').split('=', 1) for v in options))
 
 @click.group(cls=Commands, commands=[board],
@@ -227,8 +226,8 @@ class Lines:
 @click.option('--force', is_flag=True, help='Start again, even if this run is finished.')
 @verbose
 def train(device, **given):
-    """Train once, printed as it goes; METHOD is a maker's name, a recipe, or an expression like "adv(rs_fgsm(8/255,
-    10/255))". In several processes by torchrun --nproc_per_node N -m overmem train METHOD."""
+    """Train once, printed as it goes; METHOD is a maker's name, a recipe, or an expression like
+    "adv(rs_fgsm(8/255, 10/255))". In several processes by torchrun --nproc_per_node N -m overmem train METHOD."""
     from overmem.distributed import joined
     with joined(device): trained(device=device, **given)
 
@@ -241,8 +240,8 @@ def trained(method_, param, eps, attack, name, force, device, minutes, classes, 
     from overmem.records import collapse, read_metrics
     from overmem.runs import Training, train_run
     entries = method(method_, param, eps)
-    entries = dict(data='cifar10') | entries | {k: v for k, v in options.items() if v is not None} | dict(
-        device=find(device), attacks=named_attacks(attack, eps))
+    entries = (dict(data='cifar10') | entries | {k: v for k, v in options.items() if v is not None}
+               | dict(device=find(device), attacks=named_attacks(attack, eps)))
     entries.setdefault('lr', f"triangle(.1, {entries.get('epochs', 30)})")
     if classes: entries['classes'] = class_numbers(classes)
     c = Training(name or re.sub(r'\W+', '-', method_).strip('-')[:40], **entries)
@@ -265,8 +264,8 @@ def trained(method_, param, eps, attack, name, force, device, minutes, classes, 
               help='Processes at once, for AutoAttack on a CPU.')
 @verbose
 def eval_(checkpoints, attack, eps, n, csv, device, jobs):
-    """Clean and robust accuracy of checkpoints, with warnings; numbers and per-image results beside each. A killed
-    AutoAttack goes on where it was, if --jobs is the same."""
+    """Clean and robust accuracy of checkpoints, with warnings; numbers and per-image results beside each.
+    A killed AutoAttack goes on where it was, if --jobs is the same."""
     import pandas as pd
     from overmem.base import BadRequest, replacing, writable
     from overmem.core import device as find
@@ -283,13 +282,13 @@ def eval_(checkpoints, attack, eps, n, csv, device, jobs):
         if csv:
             with replacing(csv) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False, float_format='%.5g')
     if len(rows) > 1:
-        click.echo(pd.DataFrame(rows).drop(columns=['checkpoint', 'warnings']).to_string(index=False,
-            float_format='%.3f'))
+        click.echo(
+            pd.DataFrame(rows).drop(columns=['checkpoint', 'warnings']).to_string(index=False, float_format='%.3f'))
     if csv: click.echo(csv)
 
 def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, device:str, jobs:int=1) -> dict:
-    """Evaluate one checkpoint and print what comes out; a row of the table. attacks {name: expression}; with `aa`
-    AutoAttack as well"""
+    """Evaluate one checkpoint and print what comes out; a row of the table. attacks {name: expression};
+    with `aa` AutoAttack as well"""
     import numpy as np
     from overmem.autoattack import autoattack
     from overmem.base import progress, replacing, write_json
@@ -300,8 +299,8 @@ def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, device:str, j
     stem, per_image = checkpoint.with_suffix(''), {}
     ok = evaluate(model, te.x, te.y, {k: make(e) for k, e in attacks.items()})
     if aa:
-        found = autoattack(model, te.x, te.y, eps, path=Path(f'{stem}.aa-{len(te.y)}-{eps:.5f}.npz'), bar=progress,
-                           jobs=jobs)
+        found = autoattack(model, te.x, te.y, eps, path=Path(f'{stem}.aa-{len(te.y)}-{eps:.5f}.npz'),
+                           bar=progress, jobs=jobs)
         ok['aa'], per_image = found.ok.to(te.y.device), dict(aa_by=found.by, aa_step=found.step)
     acc, said = ({k: accuracy(v) for k, v in ok.items()},
                  warnings(model, te.x, te.y, ok, found.by if aa else None, found.attacks if aa else ()))
@@ -312,20 +311,20 @@ def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, device:str, j
     with replacing(Path(f'{stem}.eval.npz')) as tmp, open(tmp, 'wb') as f:
         np.savez(f, **{k: v.cpu().numpy() for k, v in (ok | per_image).items()})
     about = dict(data=config['data'], n=len(te.y), eps=eps)
-    # aa_by in the arrays counts these
-    write_json(Path(f'{stem}.eval.json'), about | dict(attacks=attacks | ({'aa': 'autoattack'} if aa else {}),
-        accuracy=acc, warnings=said) | (dict(aa_by=found.attacks) if aa else {}))
+    write_json(Path(f'{stem}.eval.json'),
+               about | dict(attacks=attacks | ({'aa': 'autoattack'} if aa else {}), accuracy=acc, warnings=said)
+               | (dict(aa_by=found.attacks) if aa else {}))              # aa_by in the arrays counts these
     click.echo(f'{stem}.eval.json')
-    return dict(name=config['name'], seed=config.get('seed', 0)) | about | acc | dict(warnings='; '.join(said),
-        checkpoint=str(checkpoint))
+    return (dict(name=config['name'], seed=config.get('seed', 0)) | about | acc
+            | dict(warnings='; '.join(said), checkpoint=str(checkpoint)))
 
 @cli.command()
 @click.option('--budget', default='smoke', show_default=True,
               help='smoke, laptop, gpu or full: batch size, rounds, seconds a round.')
 @click.option('--steps', default='*', show_default=True,
               help='Comma-separated names or patterns, as in "pgd*,zerograd"')
-@click.option('--model', default='', help='Expression  [default: preact_resnet(16) on a CPU, preact_resnet18() on a '
-                                          'GPU]')
+@click.option('--model', default='',
+              help='Expression  [default: preact_resnet(16) on a CPU, preact_resnet18() on a GPU]')
 @click.option('--bs', default=0, help='Batch size  [default: as the budget says]')
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda or cuda:N')
 @click.option('--agreement', is_flag=True,
@@ -367,13 +366,14 @@ def doctor():
 @click.option('--n', default=0, help='Training images  [default: all]')
 @click.option('--n-test', default=0, help='Test images  [default: all]')
 @click.option('--classes', default='', help='Only these, comma-separated  [default: all]')
-@click.option('--shrink', default=0, help='Average images over blocks of this size  [default: 2 on a CPU where it '
-                                          'divides them, else 1]')
+@click.option('--shrink', default=0,
+              help='Average images over blocks of this size  [default: 2 on a CPU where it divides them, else 1]')
 @click.option('--engine', default='networks', show_default=True,
-              help='networks: one after another; many: a batch of small networks; nearest: 1-nearest-neighbour, which '
-                   'needs no training')
-@click.option('--model', default='', help='Expression, or module:function, a function () -> network of yours  '
-                                          '[default: preact_resnet(16, stem=2), on a GPU preact_resnet(64)]')
+              help='networks: one after another; many: a batch of small networks; '
+                   'nearest: 1-nearest-neighbour, which needs no training')
+@click.option('--model', default='',
+              help='Expression, or module:function, a function () -> network of yours  '
+                   '[default: preact_resnet(16, stem=2), on a GPU preact_resnet(64)]')
 @click.option('--epochs', default=16, show_default=True)
 @click.option('--lr', default='', help='Expression  [default: triangle(.4, EPOCHS, EPOCHS/5)]')
 @click.option('--bs', default=0, help='Batch size  [default: 256, on a GPU 512]')
@@ -392,8 +392,8 @@ def doctor():
 @verbose
 def mem(dataset, models, n, n_test, classes, shrink, engine, model, rank, world, jobs, out, force, frac, seed, device,
         **recipe):
-    """Memorization and influence scores of a data set, from networks trained on random subsets of it; a killed command
-    goes on where it was."""
+    """Memorization and influence scores of a data set, from networks trained on random subsets of it;
+    a killed command goes on where it was."""
     from overmem.core import device as find
     from overmem.plots import style
     from overmem.scores import images_of, memorize, network_of, recipe_of
@@ -406,15 +406,15 @@ def mem(dataset, models, n, n_test, classes, shrink, engine, model, rank, world,
     about, out = memorize(study, models, out, rank, world, jobs, force, **named)
     if about: tell_scores(about, out)
     else:
-        click.echo(f'shard {rank} of {world} is done; when the others are, run the same command without --rank and '
-                   f'--world to get the scores')
+        click.echo(f'shard {rank} of {world} is done; when the others are, '
+                   'run the same command without --rank and --world to get the scores')
 
 def tell_scores(a:dict, folder):
     "Print the summary `a` of scores, its cautions, and where they are"
-    click.echo(f"{a['models']} models, each on {a['frac']:.0%} of {a['images']} images: right on {a['p_in']:.4f} of "
-               f"what they saw, on {a['test_acc']:.3f} of {a['test_images']} test images")
-    click.echo(f"memorization: {a['mem_above_15']:.1%} above .15, {a['mem_above_25']:.1%} at least .25; standard "
-               f"error {a['se_mean']:.3f} on average, {a['se_largest']:.3f} at most"
+    click.echo(f"{a['models']} models, each on {a['frac']:.0%} of {a['images']} images: "
+               f"right on {a['p_in']:.4f} of what they saw, on {a['test_acc']:.3f} of {a['test_images']} test images")
+    click.echo(f"memorization: {a['mem_above_15']:.1%} above .15, {a['mem_above_25']:.1%} at least .25; "
+               f"standard error {a['se_mean']:.3f} on average, {a['se_largest']:.3f} at most"
                + (f"; reliability {a['reliability']:.3f}" if a['reliability'] else ''))
     click.echo(f"influence: {a['pairs']} pairs at least .15, on {a['affected']} test images; "
                f"{a['pairs_by_chance']:.0f} would be found by chance")
@@ -428,8 +428,9 @@ def tell_scores(a:dict, folder):
 @click.option('--root', required=True, type=click.Path(path_type=Path), help='Folder that the file names begin at.')
 @click.option('--size', default=32, show_default=True,
               help='Images become SIZE x SIZE; 0: features of a ResNet-50 trained on ImageNet')
-@click.option('--model', default='', help='Expression  [default: preact_resnet(16, stem=2); below 32 '
-                                          'preact_resnet(16); on features linear(2048)]')
+@click.option('--model', default='',
+              help='Expression  [default: preact_resnet(16, stem=2); '
+                   'below 32 preact_resnet(16); on features linear(2048)]')
 @click.option('--combs', default=3, show_default=True,
               help='Combinations of hyper-parameters that are tried, 10 in the paper.')
 @click.option('--seeds', default=1, show_default=True, help='Trainings of the best combination.')
@@ -441,8 +442,8 @@ def tell_scores(a:dict, folder):
 @click.option('--force', is_flag=True, help='Train finished runs again.')
 @verbose
 def groups(metadata, root, out, device, **given):
-    """Environments that hide in a data set (XRM), and worst-group accuracy of ERM, MAT and GroupDRO with them; a killed
-    command goes on where it was."""
+    """Environments that hide in a data set (XRM), and worst-group accuracy of ERM, MAT and GroupDRO with them;
+    a killed command goes on where it was."""
     from overmem.base import runs_dir, writable
     from overmem.core import device as find
     from overmem.discovery import explore, leave, summary

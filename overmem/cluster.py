@@ -25,8 +25,7 @@ def executor() -> str:
     return os.environ.get('OVERMEM_EXECUTOR', 'local')
 
 def use(name:str, options:dict|None=None):
-    """Send the work of `spread` to 'local' processes or to 'slurm', with options of sbatch; BadRequest where there is
-    no Slurm"""
+    "Send the work of `spread` to 'local' processes or 'slurm', with options of sbatch; BadRequest if there is no Slurm"
     if name not in EXECUTORS: raise BadRequest(f"no executor '{name}': {' or '.join(EXECUTORS)}")
     if name == 'slurm' and not shutil.which('sbatch'):
         raise BadRequest('there is no Slurm here (no sbatch on the path): use --executor local')
@@ -45,8 +44,7 @@ class Row:
     def __call__(self) -> tuple:
         "(value, None) or (None, BadRequest)"
         import torch
-        # what a row spreads it spreads on its own node
-        os.environ.update(OVERMEM_EXECUTOR='local', OVERMEM_BATCH=self.batch)
+        os.environ.update(OVERMEM_EXECUTOR='local', OVERMEM_BATCH=self.batch)  # what a row spreads stays on its node
         torch.set_num_threads(int(os.environ.get('SLURM_CPUS_PER_TASK', 1)))
         try: return self.f(self.item), None
         except BadRequest as e: return None, e
@@ -80,8 +78,8 @@ def _sbatch_says(e):
 @contextmanager
 def _outside():
     "Without what Slurm says of the job in which this process may run: it must not pass for what is asked for the rows"
-    inside = {k: os.environ.pop(k) for k in list(os.environ) if k.startswith(('SLURM_', 'SBATCH_', 'SRUN_'))
-              and k != 'SLURM_CONF'}
+    inside = {k: os.environ.pop(k) for k in list(os.environ)
+              if k.startswith(('SLURM_', 'SBATCH_', 'SRUN_')) and k != 'SLURM_CONF'}
     try: yield
     finally: os.environ.update(inside)
 
@@ -94,8 +92,8 @@ def _send(rows, jobs) -> list:
 
 def _queued():
     "Ids of the jobs that Slurm knows, each element of an array for itself; None if it does not answer"
-    said = subprocess.run(['squeue', '--noheader', '--array', '--all', '--format=%i', '--me'], capture_output=True,
-                          text=True)
+    said = subprocess.run(['squeue', '--noheader', '--array', '--all', '--format=%i', '--me'],
+                          capture_output=True, text=True)
     return None if said.returncode else set(said.stdout.split())
 
 def _answered(job):
@@ -121,8 +119,7 @@ GRACE, TRIES = 60., 3                                                    # secon
 def on_slurm(f:Callable, items:list, jobs:int, tick:Callable=lambda: None, batch:str='') -> list:
     "[(f(v), None) or (None, exception)] of the items, each a job, `jobs` at once; `tick` is called every two seconds"
     rows, found = [Row(f, v, batch) for v in items], []
-    # larger ones Slurm may refuse
-    for k in range(0, len(rows), 1000): found += _one_array(rows[k:k + 1000], jobs, tick)
+    for k in range(0, len(rows), 1000): found += _one_array(rows[k:k + 1000], jobs, tick)  # Slurm may refuse more
     return found
 
 def _one_array(rows, jobs, tick):

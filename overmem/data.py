@@ -75,8 +75,8 @@ SOURCES = dict(
         'MNIST/raw/t10k-images-idx3-ubyte': '2646ac647ad5339dbf082846283269ea',
         'MNIST/raw/t10k-labels-idx1-ubyte': '27ae3e4e09519cfbb04c329615203637'}),
     tiny_imagenet=Source(200, (3, 64, 64), (.4802, .4481, .3975), (.2770, .2691, .2821),
-                         'http://cs231n.stanford.edu/tiny-imagenet-200.zip', {
-        'tiny-imagenet-200.zip': '90528d7ca1a48142e341f4ef8d21d0de'}),
+                         'http://cs231n.stanford.edu/tiny-imagenet-200.zip',
+                         {'tiny-imagenet-200.zip': '90528d7ca1a48142e341f4ef8d21d0de'}),
     digits=Source(10, (1, 8, 8), (.3053,), (.3765,),
                   'https://scikit-learn.org/stable/datasets/toy_dataset.html#digits-dataset', {}))
 
@@ -141,13 +141,13 @@ def read_mnist(root, train):
     return Images(d.data[:, None], d.targets)
 
 def read_tiny_imagenet(root, train):
-    """Tiny ImageNet as its publisher packed it: 200 classes in the order of their WordNet names, 500 images each to
-    train; the 10,000 of its validation set are the test images, for the published test set has no labels"""
+    """Tiny ImageNet as its publisher packed it: 200 classes in the order of their WordNet names,
+    500 images each to train; the 10,000 of its validation set are the test images, as the published have no labels"""
     with zipfile.ZipFile(Path(root)/'tiny-imagenet-200.zip') as z:
         classes = {w: k for k, w in enumerate(sorted(z.read('tiny-imagenet-200/wnids.txt').decode().split()))}
         if train:
-            todo = [(n, n.split('/')[2]) for n in z.namelist() if n.startswith('tiny-imagenet-200/train/')
-                    and n.endswith('.JPEG')]
+            todo = [(n, n.split('/')[2]) for n in z.namelist()
+                    if n.startswith('tiny-imagenet-200/train/') and n.endswith('.JPEG')]
         else:
             todo = [(f'tiny-imagenet-200/val/images/{v[0]}', v[1])
                     for v in map(str.split, z.read('tiny-imagenet-200/val/val_annotations.txt').decode().splitlines())]
@@ -192,8 +192,7 @@ def in_shape(images:Images, shape:tuple) -> Images:
     return Images(x.to(torch.uint8).expand(-1, shape[0], -1, -1).contiguous(), images.y)
 
 def fetch(name:str, root=None):
-    """Download a data set into `root` (default `$OVERMEM_DATA`, else `data/`) and check it; nothing to do if it is
-    there and whole"""
+    "Download a data set into `root` (default `$OVERMEM_DATA`, else `data/`) and check it, unless it is there and whole"
     root = Path(root or data_dir())
     if not trouble(name, root): return
     tv = import_torchvision().datasets
@@ -203,8 +202,8 @@ def fetch(name:str, root=None):
                tiny_imagenet=lambda: tv.utils.download_url(source(name).page, root))[name]
     try: get()
     except Exception as e:
-        raise BadRequest(f'{name} could not be downloaded ({str(e).splitlines()[0]}): get it by hand from '
-                         f'{source(name).page} into {root}') from None
+        raise BadRequest(f'{name} could not be downloaded ({str(e).splitlines()[0]}): '
+                         f'get it by hand from {source(name).page} into {root}') from None
     if trouble(name, root): raise BadRequest(trouble(name, root))
 
 def of_classes(y:Tensor, classes:tuple) -> Tensor:
@@ -263,8 +262,7 @@ class TensorLoader:
     def __iter__(self): yield from map(self.batch, self.batches(self.order()))
 
 class Replay:
-    """A loader that gives every batch of another `m` times in a row, augmented in the same way each time, as Free-AT
-    needs"""
+    "A loader that gives every batch of another `m` times in a row, augmented alike each time, as Free-AT needs"
     def __init__(self, loader:TensorLoader, m:int): self.loader, self.m, self.bs = loader, m, loader.bs
     @property
     def eager(self) -> str:
@@ -277,8 +275,7 @@ class Replay:
         "The batches of an epoch in this order, each `m` times"
         return [i for i in self.loader.batches(order) for _ in range(self.m)]
     def batch(self, i:Tensor) -> Batch:
-        """The batch at positions i (N,); its crops and flips come from a seed made of them, so that a run may be cut
-        off between two replays"""
+        "The batch at positions i (N,), augmented by a seed made of them: a run may be cut off between two replays"
         if self.loader.aug is None: return self.loader.batch(i)
         with seeded(int((i[:8].cpu()*torch.arange(1, 1 + len(i[:8]))).sum())): return self.loader.batch(i)
 
@@ -347,8 +344,7 @@ class Toy(NamedTuple):
     majority: Tensor              # (n,) bool: core and spurious agree
 
 def make_toy(
-    # numpy's and torch's generators are left where the draws end: networks are made from there
-    seed:int,
+    seed:int,                     # leaves numpy's and torch's generators where the draws end: networks come from there
     sigma:float,                  # scale of the noise inputs
     rho:float=.9,                 # share of the majority (.5 for validation)
     n:int=1000, d:int=1800,

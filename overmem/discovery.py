@@ -25,9 +25,9 @@ ANNOTATED = {'GroupDRO, annotated groups': ('GroupDRO', 'true')}
 
 def explore(table, root, size:int=32, model:str='', combs:int=3, seeds:int=1, steps:int=1000, jobs:int=1,
             device:str='cpu', force:bool=False) -> SimpleNamespace:
-    """Both phases on the images that a csv file lists (see `read_metadata`), below `root`, `size` x `size` (0: features
-    of a ResNet-50): `sizes` of the groups, `twins` (what phase 1 found), `results` a row for each arm, `done` (see
-    `protocol`), `images` the table with a column env"""
+    """Both phases on the images that a csv file lists (see `read_metadata`), below `root`, `size` x `size`
+    (0: features of a ResNet-50): `sizes` of the groups, `twins` (what phase 1 found), `results` a row for each arm,
+    `done` (see `protocol`), `images` the table with a column env"""
     for k, v in dict(combs=combs, seeds=seeds, steps=steps).items():
         if v < 1: raise BadRequest(f'{k}={v}: at least 1')
     if size < 0 or size and size < 8: raise BadRequest(f'size={size}: at least 8, or 0 for features')
@@ -37,16 +37,16 @@ def explore(table, root, size:int=32, model:str='', combs:int=3, seeds:int=1, st
     few = [(y, n) for y, n in t[t.split == 1].y.value_counts().reindex(range(t.y.max() + 1), fill_value=0).items()
            if n < 2]
     if few:
-        raise BadRequest(f'{table}: {few[0][1]} validation examples of class {few[0][0]}; each class needs two at '
-                         f'least, to be in both environments')
+        raise BadRequest(f'{table}: {few[0][1]} validation examples of class {few[0][0]}; '
+                         'each class needs two at least, to be in both environments')
     if not t.y.max(): raise BadRequest(f'{table}: all examples are of class 0; there must be two classes at least')
     every, weights = max(1, steps//20), data_dir()/WEIGHTS
-    s = SimpleNamespace(kind=str(Path(table).resolve()), root=str(where), size=size,
-                        stamp=md5(table)[:8] + stamp(t.filename, where)
-                        + (md5(weights)[:8] if not size and weights.is_file() else ''),
-                        model=model or ('preact_resnet(16, stem=2)' if size >= 32 else 'preact_resnet(16)' if size
-                                        else 'linear(2048)'), steps=steps//every*every, every=every,
-                        family='own', opt='adam', zero_head=True, combs=combs, seeds=seeds)
+    s = SimpleNamespace(
+        kind=str(Path(table).resolve()), root=str(where), size=size,
+        stamp=md5(table)[:8] + stamp(t.filename, where) + (md5(weights)[:8] if not size and weights.is_file() else ''),
+        model=model or ('preact_resnet(16, stem=2)' if size >= 32 else 'preact_resnet(16)' if size
+                        else 'linear(2048)'),
+        steps=steps//every*every, every=every, family='own', opt='adam', zero_head=True, combs=combs, seeds=seeds)
     annotated = t.a.max() > 0
     by = 'true' if annotated else 'xrm'
     done = protocol(s, ARMS | (ANNOTATED if annotated else {}), (by,), jobs, device, force)
@@ -55,8 +55,7 @@ def explore(table, root, size:int=32, model:str='', combs:int=3, seeds:int=1, st
         dict(method=arm, **{said: np.mean([best[arm, by, k][key] for k in range(seeds)])
                             for said, key in {'worst group, test': 'te_wga' if annotated else 'te_xrm',
                                               'average, test': 'te_acc', 'worst class, test': 'te_class'}.items()})
-                                              for arm in dict.fromkeys(a for a, _, _ in done.final)]).set_index(
-                                                  'method')
+        for arm in dict.fromkeys(a for a, _, _ in done.final)]).set_index('method')
     env = np.zeros(len(t), int)
     for name, k in SPLITS.items():
         env[np.flatnonzero(t.split == k)] = done.twins[0]['env_' + dict(train='tr', val='va', test='te')[name]]
@@ -69,14 +68,15 @@ def summary(e:SimpleNamespace) -> list:
     out = ['training, validation and test examples of each group:', *e.sizes.to_string().splitlines()]
     out += [f'caution: group (y {y}, a {a}) has no training example: nobody can learn it here'
             for (y, a), n in e.sizes.train.items() if not n and e.sizes.loc[(y, a)].sum()]
-    out.append(f'the twins flipped {flips:.1%} of the labels; environment 1 holds {t.env.mean():.1%} of the training '
-               f'images, of each class ' + ', '.join(f'{v:.1%}' for v in t.groupby('y').env.mean()))
+    out.append(f'the twins flipped {flips:.1%} of the labels; '
+               f'environment 1 holds {t.env.mean():.1%} of the training images, of each class '
+               + ', '.join(f'{v:.1%}' for v in t.groupby('y').env.mean()))
     if e.annotated:
         out.append('of each annotated group in environment 1: '
                    + ', '.join(f'(y {y}, a {a}) {v:.1%}' for (y, a), v in t.groupby(['y', 'a']).env.mean().items()))
     else:
-        out.append('no attribute is annotated: the worst group is one of label and discovered environment, that is, '
-                   'accuracy on the mistakes of the twins')
+        out.append('no attribute is annotated: the worst group is one of label and discovered environment, '
+                   'that is, accuracy on the mistakes of the twins')
     return out + e.results.map(lambda v: f'{v:.3f}').to_string().splitlines()
 
 def picture(e:SimpleNamespace, each:int=8, size:int=64):
@@ -88,8 +88,8 @@ def picture(e:SimpleNamespace, each:int=8, size:int=64):
             rows.append(list(rng.permutation(i)[:each]))
     flat = [i for r in rows for i in r]
     if len(flat) < each*len(rows): flat = [i for r in rows for i in (r*each)[:each]] if all(rows) else flat
-    return image_grid(read_images(t.filename[flat], e.root, size), [f'class {t.y[i]}, env {t.env[i]}' for i in flat],
-                      each, 1.)
+    return image_grid(read_images(t.filename[flat], e.root, size),
+                      [f'class {t.y[i]}, env {t.env[i]}' for i in flat], each, 1.)
 
 def leave(e:SimpleNamespace, out:Path) -> Path:
     "Write environments.csv (filename, split, y, a, env), results.csv and environments.png into the folder `out`"

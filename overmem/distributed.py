@@ -45,21 +45,21 @@ def rank() -> int:
 
 @contextlib.contextmanager
 def joined(device:str='auto'):
-    """Inside, the processes that `torchrun` has started work as one; all but the first print nothing. Without it
-    nothing happens. `device`: auto, cpu or cuda"""
+    """Inside, the processes that `torchrun` has started work as one; all but the first print nothing.
+    Without it nothing happens. `device`: auto, cpu or cuda"""
     if started() == 1:
         yield
         return
     if device not in ('auto', 'cpu', 'cuda'):
-        raise BadRequest(
-            f'device {device}: under torchrun every process takes a GPU of its own; give auto, cpu or cuda')
+        raise BadRequest(f'device {device}: under torchrun every process takes a GPU of its own; '
+                         'give auto, cpu or cuda')
     _join('nccl' if device != 'cpu' and _own_gpu() else 'gloo')
     with contextlib.redirect_stdout(open(os.devnull, 'w')) if rank() else contextlib.nullcontext():
         try: yield
         except RuntimeError as e:
             if not isinstance(e, dist.DistError) and 'gloo' not in str(e).lower(): raise
-            raise RunFailed(f'another process of this training is gone ({str(e).splitlines()[0]}); the same command '
-                            f'goes on from the last checkpoint') from e
+            raise RunFailed(f'another process of this training is gone ({str(e).splitlines()[0]}); '
+                            'the same command goes on from the last checkpoint') from e
     dist.destroy_process_group()
 
 def _join(backend):
@@ -76,12 +76,11 @@ def _own_gpu() -> bool:
     n, mine = torch.cuda.device_count(), int(os.environ['LOCAL_RANK'])
     if not n: return False
     if int(os.environ['LOCAL_WORLD_SIZE']) > n:
-        raise BadRequest(f'torchrun has started more processes than there are GPUs: --nproc_per_node {n}, or --device '
-                         f'cpu')
-    os.environ['CUDA_VISIBLE_DEVICES'] = (os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(n)))).split(
-        ',')[mine]
-    # where the driver was asked before, and does not listen any more
-    if torch.cuda.device_count() > 1: torch.cuda.set_device(mine)
+        raise BadRequest('torchrun has started more processes than there are GPUs: '
+                         f'--nproc_per_node {n}, or --device cpu')
+    os.environ['CUDA_VISIBLE_DEVICES'] = (
+        os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(n)))).split(',')[mine]
+    if torch.cuda.device_count() > 1: torch.cuda.set_device(mine)  # where the driver, asked before, no longer listens
     return True
 
 # %% ../nbs/03_distributed.ipynb #7b73c69c
@@ -108,8 +107,7 @@ class Whole(Function):
         mine[:len(v)] = v
         shares = [torch.empty_like(mine) for _ in range(world())]
         dist.all_gather(shares, mine)
-        # no view: what comes next may change it in place
-        return torch.cat(shares)[:n].clone()
+        return torch.cat(shares)[:n].clone()  # no view: what comes next may change it in place
     @staticmethod
     def backward(ctx, g): return world()*Part.apply(g), None
 
@@ -160,7 +158,7 @@ def shared(model:nn.Module, objective:Objective):
     unsuitable(model)
     _same_random()
     bodies = [m.body for m in model.modules() if isinstance(m, Net)] or [model]
-    # one in a head sees all images anyway
+    # a batch norm in a head sees all images anyway
     norms = {m: type(m) for body in bodies for m in body.modules() if isinstance(m, _BatchNorm)}
     hooks = [h for body in dict.fromkeys(bodies) for h in _divided(body)]
     for m in norms: m.__class__ = SharedNorm
@@ -183,12 +181,12 @@ def _divided(body) -> list:
 def unsuitable(model:nn.Module):
     "BadRequest if the network does what shares of a batch cannot do together"
     for m in model.modules():
-        if (getattr(m, 'p', 0) and isinstance(m, nn.modules.dropout._DropoutNd) or getattr(m, 'dropout', 0)
-            and isinstance(m, nn.MultiheadAttention)):
+        if (getattr(m, 'p', 0) and isinstance(m, nn.modules.dropout._DropoutNd)
+            or getattr(m, 'dropout', 0) and isinstance(m, nn.MultiheadAttention)):
             raise BadRequest('dropout draws numbers for one share only: train this network in one process')
         if isinstance(m, _BatchNorm) and (m.momentum is None or not m.affine or m.running_mean is None):
-            raise BadRequest('a batch norm without momentum, weights or running averages cannot be shared: train this '
-                             'network in one process')
+            raise BadRequest('a batch norm without momentum, weights or running averages cannot be shared: '
+                             'train this network in one process')
 
 def _same_random():
     "Every process goes on from the random state of the first"
@@ -205,8 +203,7 @@ def barrier():
 
 @contextlib.contextmanager
 def followed():
-    """In the first process: a block of work that the others do with it; they begin with a copy of what is in the folder
-    now"""
+    "In the first process: work that the others do with it; they begin with a copy of what is in the folder now"
     barrier(); barrier()
     yield
     barrier()
@@ -215,8 +212,8 @@ def follow(d:Path, work:Callable) -> Path:
     "In the others: `work(folder)` on a copy of folder `d`, unless the work there is done"
     barrier()
     if not (d/'config.json').exists():
-        raise RunFailed(f'process {rank()} does not see what the first writes to {d}: on several nodes, data/runs '
-                        f'must lie on a disk that they share')
+        raise RunFailed(f'process {rank()} does not see what the first writes to {d}: '
+                        'on several nodes, data/runs must lie on a disk that they share')
     with tempfile.TemporaryDirectory() as tmp:
         own = Path(shutil.copytree(d, Path(tmp)/d.name, ignore=shutil.ignore_patterns('.*')))
         barrier()

@@ -45,9 +45,8 @@ class Named:
     def flipped(self) -> Tensor:
         "(n,) bool: the training labels that were replaced"
         at = self.at()[0]
-        return torch.isin(torch.arange(len(at)),
-                          torch.randperm(len(at), generator=torch.Generator().manual_seed(2*self.flip_seed + 1))[:round(
-                              self.flip*len(at))])
+        return torch.isin(torch.arange(len(at)), torch.randperm(
+            len(at), generator=torch.Generator().manual_seed(2*self.flip_seed + 1))[:round(self.flip*len(at))])
     def __call__(self) -> tuple:
         if min(source(self.name).shape[1:]) % self.shrink:
             raise BadRequest(f'shrink={self.shrink}: does not divide images of '
@@ -145,8 +144,7 @@ class Many(nn.Module):
         self.names = [*params]
         self.weights = nn.ParameterList([nn.Parameter(v.detach()) for v in params.values()])
         for k, v in buffers.items(): self.register_buffer(k.replace('.', '/'), v)
-        # in a list, so that its weights are not taken for ours
-        self.one = [deepcopy(nets[0]).to('meta')]
+        self.one = [deepcopy(nets[0]).to('meta')]  # in a list, so that its weights are not taken for ours
     def train(self, mode:bool=True):
         self.one[0].train(mode)
         return super().train(mode)

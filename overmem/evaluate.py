@@ -39,12 +39,12 @@ def outcomes(model, x:Tensor, y:Tensor, attack:Attack=no_attack, aug:Callable|No
         z = model(x + delta)
         return ce(z, y), z.argmax(1) == y
     with evaluating(model), seeded(seed):
-        return tuple(map(torch.cat,
-                         zip(*(one(k, floats(xb), yb) for k, (xb, yb) in enumerate(zip(x.split(bs), y.split(bs)))))))
+        return tuple(map(torch.cat, zip(*(
+            one(k, floats(xb), yb) for k, (xb, yb) in enumerate(zip(x.split(bs), y.split(bs)))))))
 
 def evaluate(model, x:Tensor, y:Tensor, attacks:dict, bs:int=500, seed:int=0) -> dict:
-    """{'clean': (n,) bool, name: (n,) bool, ...}: an image counts as robust if it is right clean *and* under the
-    attack. Bad images, labels or logits: BadRequest, in one line"""
+    """{'clean': (n,) bool, name: (n,) bool, ...}: robust is an image that is right clean *and* under the attack.
+    Bad images, labels or logits: BadRequest, in one line"""
     if attacks: checked(x, y)
     with evaluating(model), seeded(seed):
         clean = torch.cat([clean_logits(model, floats(xb), yb) for xb, yb in zip(x.split(bs), y.split(bs))])
@@ -70,8 +70,8 @@ def worst_group_acc(ok:Tensor, g:Tensor) -> float:
 
 # %% ../nbs/21_evaluate.ipynb #93552c82
 def suspicious_model(model, x:Tensor, y:Tensor) -> list:
-    """Sentences about outputs and gradients that weaken attacks; looks at the first 64 images x (n,C,H,W), labels y
-    (n,), with the model in eval mode"""
+    """Sentences about outputs and gradients that weaken attacks.
+    Looks at the first 64 images x (n,C,H,W), labels y (n,), with the model in eval mode"""
     trains = isinstance(model, torch.nn.Module) and any(m.training for m in model.modules())
     said = ['the model is in train mode: its answers depend on the other images of a batch'] if trains else []
     with evaluating(model): return said + _suspicious(model, floats(x[:64]), y[:64])
@@ -82,14 +82,14 @@ def _suspicious(model, x, y):
     if z.min() >= 0 and torch.allclose(z.sum(1), torch.ones(len(z), device=z.device), atol=1e-3):
         said.append('the model returns probabilities, not logits: cross-entropy attacks on it are weak')
     if not torch.equal(z, again):
-        said.append('the model answers differently to the same images: attacks see a moving target, and should '
-                    'average over its randomness')
+        said.append('the model answers differently to the same images: '
+                    'attacks see a moving target, and should average over its randomness')
     if not 0 <= x.min() <= x.max() <= 1:
-        said.append(
-            'inputs leave [0,1]: the radius does not mean what it says; is the normalisation outside the model?')
+        said.append('inputs leave [0,1]: the radius does not mean what it says; '
+                    'is the normalisation outside the model?')
     elif accuracy(z.argmax(1) == y) <= at_chance(z.shape[1], len(x)):
-        said.append('clean accuracy is at chance: does the model expect normalised images? The normalisation belongs '
-                    'inside')
+        said.append('clean accuracy is at chance: does the model expect normalised images? '
+                    'The normalisation belongs inside')
     return said + flat_gradients(model, x, y)
 
 def at_chance(classes:int, n:int) -> float:
@@ -101,8 +101,8 @@ def flat_gradients(model, x:Tensor, y:Tensor) -> list:
     try: still = (input_grad(model, x, y, torch.zeros_like(x)).flatten(1) == 0).all(1)
     except RuntimeError:
         return ['the model has no input gradients: only attacks without gradients (square) say anything']
-    return ([f'{accuracy(still):.0%} of the input gradients are exactly zero: attacks by gradient have nothing to '
-             f'follow there'] if accuracy(still) > .05 else [])
+    return [f'{accuracy(still):.0%} of the input gradients are exactly zero: '
+            'attacks by gradient have nothing to follow there'] if accuracy(still) > .05 else []
 
 # %% ../nbs/21_evaluate.ipynb #24d84397
 STRONGER = ('fgsm', 'pgd10', 'pgd20', 'pgd50x10', 'aa')                  # each at least as strong as those before it
@@ -113,30 +113,30 @@ def suspicious_results(ok:dict, slack:float=.02) -> list:
     ladder = [k for k in STRONGER if k in acc]
     for a, b in zip(ladder, ladder[1:]):
         if acc[b] > acc[a] + slack:
-            said.append(f'{b} leaves more images right ({acc[b]:.2f}) than the weaker {a} ({acc[a]:.2f}): gradients '
-                        f'are masked')
+            said.append(f'{b} leaves more images right ({acc[b]:.2f}) than the weaker {a} ({acc[a]:.2f}): '
+                        'gradients are masked')
         if a != 'fgsm' and acc[b] < acc[a] - 5*slack:
-            said.append(f'{b} breaks many more images than {a} ({acc[b]:.2f} against {acc[a]:.2f}): {a} is too weak '
-                        f'here' + ('' if b == 'aa' else ', and there may be more to break'))
+            said.append(f'{b} breaks many more images than {a} ({acc[b]:.2f} against {acc[a]:.2f}): '
+                        f'{a} is too weak here' + ('' if b == 'aa' else ', and there may be more to break'))
     for a in ('pgd20', 'pgd50x10', 'apgd_ce', 'apgd_t'):
         if {a, 'square'} <= acc.keys() and accuracy(ok[a] & ~ok['square']) > slack:
-            said.append(f"square, which needs no gradients, breaks {accuracy(~ok['square'][ok[a]]):.0%} of the images "
-                        f"that stand under {a}: gradients are masked")
+            said.append(f"square, which needs no gradients, breaks {accuracy(~ok['square'][ok[a]]):.0%} "
+                        f"of the images that stand under {a}: gradients are masked")
     best = min((k for k in STRONGER[1:] if k in acc), key=acc.get, default=None)
     if best and 'fgsm' in acc and acc['fgsm'] > 2*acc[best] + .05:
         said.append(f"FGSM accuracy {acc['fgsm']:.2f} against {acc[best]:.2f} under {best}: catastrophic overfitting")
     return said
 
 def suspicious_parts(by:Tensor, attacks:tuple, slack:float=.02) -> list:
-    """A sentence if Square broke many images that the attacks before it in an ensemble had left; by (n,) which of
-    `attacks` broke an image, -1 none, -2 wrong without attack"""
+    """A sentence if Square broke many images that the attacks before it in an ensemble had left;
+    by (n,) which of `attacks` broke an image, -1 none, -2 wrong without attack"""
     k = attacks.index('square') if 'square' in attacks else 0
     left, fell = ((by == -1) | (by >= k)), by == k
-    return ([f'square, which needs no gradients, breaks {accuracy(fell[left]):.0%} of what {", ".join(attacks[:k])} '
-             f'leave: gradients are masked'] if k and accuracy(fell) > slack else [])
+    return [f'square, which needs no gradients, breaks {accuracy(fell[left]):.0%} of what '
+            f'{", ".join(attacks[:k])} leave: gradients are masked'] if k and accuracy(fell) > slack else []
 
 def warnings(model, x:Tensor, y:Tensor, ok:dict, by:Tensor|None=None, attacks:tuple=()) -> list:
-    """Sentences about why a robust accuracy in `ok` is not to be believed; x (n,C,H,W), y (n,); `by` and `attacks` as
-    an ensemble returns them"""
-    return suspicious_model(model, x, y) + suspicious_results(ok) + (suspicious_parts(by, attacks)
-        if by is not None else [])
+    """Sentences about why a robust accuracy in `ok` is not to be believed; x (n,C,H,W), y (n,);
+    `by` and `attacks` as an ensemble returns them"""
+    return (suspicious_model(model, x, y) + suspicious_results(ok)
+            + (suspicious_parts(by, attacks) if by is not None else []))

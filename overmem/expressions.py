@@ -36,12 +36,11 @@ def exported() -> dict:
     "{name: (module, object)} of everything that expressions may name: makers, and the functions of `attacks`"
     modules = {m: importlib.import_module(f'overmem.{m}') for m in MAKERS}
     objects = {n: (m, getattr(mod, n)) for m, mod in modules.items() for n in mod.__all__}
-    return {n: (m, f) for n, (m, f) in objects.items() if inspect.isfunction(f)
-            and (makes(f) or m == 'attacks')} | dict(ce=('core', ce))
+    return {n: (m, f) for n, (m, f) in objects.items()
+            if inspect.isfunction(f) and (makes(f) or m == 'attacks')} | dict(ce=('core', ce))
 
 def make(expr:str, **inject):
-    """The value of an expression over exported names; `inject` fills arguments that the outermost call accepts and was
-    not given"""
+    "The value of an expression over exported names; `inject` fills arguments that the outermost call takes but lacks"
     try: return _value(parsed(expr), inject)
     except (BadRequest, RunFailed): raise
     except Exception as e: raise BadRequest(f"'{expr}' cannot be computed ({e or type(e).__name__})") from e
@@ -62,7 +61,7 @@ def _value(n, inject=None):
     if isinstance(n, ast.Dict): return {_value(k): _value(v) for k, v in zip(n.keys, n.values)}
     if isinstance(n, ast.Call) and isinstance(n.func, ast.Name): return _call(n, inject or {})
     raise BadRequest(f"'{ast.unparse(n)}' is not allowed in an expression: only calls of exported names, numbers, "
-                     f"strings, tuples and dictionaries are")
+                     "strings, tuples and dictionaries are")
 
 def _number(n):
     v = _value(n)
@@ -81,8 +80,8 @@ def _call(n, inject):
     args, given = [_value(a) for a in n.args], {k.arg: _value(k.value) for k in n.keywords}
     takes = inspect.signature(f).parameters
     try:
-        given |= {k: v for k, v in inject.items() if k in takes and k not in inspect.signature(f).bind_partial(*args,
-            **given).arguments}
+        given |= {k: v for k, v in inject.items()
+                  if k in takes and k not in inspect.signature(f).bind_partial(*args, **given).arguments}
     except TypeError as e:
         raise BadRequest(f'{ast.unparse(n)}: {e}; the arguments of {n.func.id} are {", ".join(takes)}') from None
     try: return f(*args, **given)
@@ -91,8 +90,8 @@ def _call(n, inject):
 
 def files_in(*exprs:str) -> list:
     "Files that expressions name: what is in them decides what is made, too"
-    texts = {n.value for e in exprs for n in ast.walk(parsed(e)) if isinstance(n, ast.Constant)
-             and isinstance(n.value, str)}
+    texts = {n.value for e in exprs for n in ast.walk(parsed(e))
+             if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     return sorted(t for t in texts if os.path.isfile(t))
 
 def names_in(*exprs:str) -> set:

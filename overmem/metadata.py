@@ -32,29 +32,26 @@ from .runs import compute
 SPLITS = dict(train=0, val=1, test=2)
 
 def read_metadata(path) -> pd.DataFrame:
-    """The table in a csv file, with columns filename, split, y and a (0 where the file has none); BadRequest says in
-    one line what is wrong with it"""
+    "Columns filename, split, y and a (0 where it has none) of a csv file; BadRequest says in one line what is wrong"
     try: t = pd.read_csv(path, dtype=dict(filename=str))
     except (OSError, ValueError) as e:
         raise BadRequest(f'{path} cannot be read as a table ({str(e).strip()})') from None
     missing = [c for c in ('filename', 'split', 'y') if c not in t]
     if missing:
-        raise BadRequest(f"{path} has no column '{missing[0]}': it needs filename, split (train, val, test or 0, 1, "
-                         f"2), y, and, if known, a")
-    return checked(t.assign(a=t['a'] if 'a' in t else 0,
-                            split=t.split.map(lambda s: SPLITS.get(str(s).strip().lower(), s)))[['filename', 'split',
-                                'y', 'a']], path)
+        raise BadRequest(f"{path} has no column '{missing[0]}': it needs filename, "
+                         "split (train, val, test or 0, 1, 2), y, and, if known, a")
+    return checked(t.assign(a=t['a'] if 'a' in t else 0, split=t.split.map(
+        lambda s: SPLITS.get(str(s).strip().lower(), s)))[['filename', 'split', 'y', 'a']], path)
 
 def checked(t:pd.DataFrame, path) -> pd.DataFrame:
-    """The table with whole numbers, or a BadRequest: numbers that are none, a split without examples, a class without
-    any to train on"""
+    "The table in whole numbers, or a BadRequest: no numbers, a split without examples, a class without any to train on"
     for c in ('split', 'y', 'a'):
         v = pd.to_numeric(t[c], errors='coerce')
-        # as many classes or groups as that have no examples
-        bad = t[v.isna() | (v % 1 != 0) | (v < 0) | (v > len(t))]
+        bad = t[v.isna() | (v % 1 != 0) | (v < 0) | (v > len(t))]  # as many classes or groups as that have no examples
         if len(bad):
             raise BadRequest(f"{path}, row {bad.index[0] + 1}: {c} is '{bad[c].iloc[0]}', not "
-                             f"{'train, val, test or 0, 1, 2' if c == 'split' else 'a whole number from 0 on, and at most that of the rows'}")
+                             f"""{'train, val, test or 0, 1, 2' if c == 'split' else
+                                  'a whole number from 0 on, and at most that of the rows'}""")
         t = t.assign(**{c: v.astype(int)})
     if t.filename.isna().any(): raise BadRequest(f'{path}, row {t.index[t.filename.isna()][0] + 1}: no filename')
     for name, k in SPLITS.items():
@@ -91,8 +88,7 @@ def read_waterbirds(root:Path) -> pd.DataFrame:
                     a=t.place)[['filename', 'split', 'y', 'a']]
 
 def _celeba_table(path):
-    """A list of CelebA, indexed by file name: comma-separated, or in columns under the number of rows and the names of
-    the columns"""
+    "A list of CelebA by file name: comma-separated, or in columns under the number of rows and the columns' names"
     if path.suffix == '.csv': return pd.read_csv(path, index_col=0)
     lines = path.read_text().splitlines()
     names = lines[1].split() if len(lines[0].split()) == 1 else ['partition']
@@ -105,16 +101,16 @@ def read_celeba(root:Path) -> pd.DataFrame:
                     for name in ('list_attr_celeba', 'list_eval_partition'))
     split = parts.iloc[:, 0].reindex(about.index)
     if split.isna().any():
-        raise BadRequest(f'{root}: no partition for {split.index[split.isna()][0]}: the two lists belong to different '
-                         f'versions')
+        raise BadRequest(f'{root}: no partition for {split.index[split.isna()][0]}: '
+                         'the two lists belong to different versions')
     return pd.DataFrame(dict(filename=[f'img_align_celeba/{f}' for f in about.index], split=split.astype(int).values,
                              y=(about['Blond_Hair'] == 1).astype(int).values,
                              a=(about['Male'] == 1).astype(int).values))
 
 _NLI = dict(contradiction=0, entailment=1, neutral=2)
 def read_multinli(root:Path) -> pd.DataFrame:
-    """The table of MultiNLI; `filename` holds the two sentences, between them a tab. The texts of GLUE come in the
-    order of group_DRO's rows, and their labels are compared with its"""
+    """The table of MultiNLI; `filename` holds the two sentences, between them a tab.
+    The texts of GLUE come in the order of group_DRO's rows, and their labels are compared with its"""
     t = pd.read_csv(_find('multinli', root/'metadata_random.csv'))
     files = [_find('multinli', root/f'{k}.tsv') for k in ('train', 'dev_matched', 'dev_mismatched')]
     glue = pd.concat([pd.read_csv(f, sep='\t', quoting=csv.QUOTE_NONE, keep_default_na=False,
@@ -126,16 +122,16 @@ def read_multinli(root:Path) -> pd.DataFrame:
                              a=t.sentence2_has_negation))
 
 def read_civilcomments(root:Path, legacy_groups:bool=False) -> pd.DataFrame:
-    """The coarse table of CivilComments: training comments once, the others once for each identity they mention, and
-    not at all without; `filename` holds the text"""
+    """The coarse table of CivilComments; `filename` holds the text.
+    Training comments stand in it once, the others once for each identity they mention, and not at all without"""
     t = pd.read_csv(_find('civilcomments', root/'all_data_with_identities.csv'), keep_default_na=False,
                     na_values=dict.fromkeys(IDENTITIES, ''))
     split, mentions = t.split.map(SPLITS), t[list(IDENTITIES)].astype(float).fillna(0).values >= .5
     rows = pd.DataFrame(dict(filename=t.comment_text, split=split, y=(t.toxicity.astype(float) >= .5).astype(int)))
     train = rows[split == 0].assign(a=(~mentions.any(1)).astype(int)[split == 0])
     i, k = np.nonzero(mentions & (split.values != 0)[:, None])
-    return pd.concat([train, rows.iloc[i].assign(a=k)], ignore_index=True).assign(A=2 if legacy_groups
-        else len(IDENTITIES))
+    return pd.concat([train, rows.iloc[i].assign(a=k)], ignore_index=True).assign(
+        A=2 if legacy_groups else len(IDENTITIES))
 
 READERS = dict(waterbirds=read_waterbirds, celeba=read_celeba, multinli=read_multinli, civilcomments=read_civilcomments)
 TITLES = dict(waterbirds='Waterbirds', celeba='CelebA', multinli='MultiNLI', civilcomments='CivilComments (coarse)')
@@ -150,8 +146,7 @@ def read_benchmark(name:str) -> pd.DataFrame:
 
 def other_sizes(name:str, t:pd.DataFrame) -> str:
     "The first group, or total, whose size is not the published one, in words; '' if all agree"
-    # the published table counts 'no identity' first
-    if name == 'civilcomments': t = t.assign(a=1 - t.a)
+    if name == 'civilcomments': t = t.assign(a=1 - t.a)  # the published table counts 'no identity' first
     for r in reference('mat', table='group sizes', dataset=TITLES[name]):
         part = t[t.split == SPLITS[r['paradigm']]]
         if r['method'] == 'total': n = len(part)
@@ -205,8 +200,7 @@ def splits_of(t:pd.DataFrame, x:Tensor, name:str) -> Benchmark:
     return Benchmark(*map(part, SPLITS.values()), int(t.y.max()) + 1, name, False)
 
 # %% ../nbs/37_metadata.ipynb #410803bf
-# how many tokens of a text the official code keeps
-TEXTS = dict(multinli=128, civilcomments=220)
+TEXTS = dict(multinli=128, civilcomments=220)  # how many tokens of a text the official code keeps
 
 def view(path, size:int=224, name:str='waterbirds') -> np.ndarray:
     "(224,224,3) bytes of an image of CelebA, or of Waterbirds, as which every other is treated"
@@ -222,16 +216,16 @@ def token_table(t:pd.DataFrame, name:str, length:int) -> Tensor:
     return tokens(*parts, length=length)
 
 def features(t:pd.DataFrame, root, name:str, device:str='cpu', force:bool=False) -> Tensor:
-    """(n,2048) features of the images of a table by a ResNet-50, (n,768) of its texts by BERT, in its order; computed
-    once for these files, as they are now, and these weights"""
+    """(n,2048) features of the images of a table by a ResNet-50, (n,768) of its texts by BERT, in its order;
+    computed once for these files, as they are now, and these weights"""
     text = name in TEXTS
     if not text: all_there(t.filename, root)
     weights = bert_weights() if text else data_dir()/WEIGHTS
     if not weights.is_file(): pretrained_resnet50()                      # says what is missing
     def work(c):
         net, batch = (pretrained_bert() if text else pretrained_resnet50()).to(device), (
-            lambda rows: token_table(rows, name, TEXTS[name])) if text else lambda rows: floats(
-                torch.stack([seen(Path(root)/f, 224, partial(view, name=name)) for f in rows.filename]))
+            (lambda rows: token_table(rows, name, TEXTS[name])) if text else lambda rows: floats(
+                torch.stack([seen(Path(root)/f, 224, partial(view, name=name)) for f in rows.filename])))
         out = []
         with torch.no_grad(), evaluating(net), progress(len(t), c['name'], 'example') as bar:
             for k in range(0, len(t), 256):
@@ -246,8 +240,8 @@ def features(t:pd.DataFrame, root, name:str, device:str='cpu', force:bool=False)
 @lru_cache(8)
 def _fingerprint(name, root):
     t, weights = READERS[name](root), root.parent/BERT/'model.safetensors' if name in TEXTS else root.parent/WEIGHTS
-    rows = hashlib.sha1(pd.util.hash_pandas_object(t[['filename', 'split', 'y', 'a']],
-        index=False).values.tobytes()).hexdigest()[:12]
+    rows = hashlib.sha1(pd.util.hash_pandas_object(
+        t[['filename', 'split', 'y', 'a']], index=False).values.tobytes()).hexdigest()[:12]
     return '-'.join([rows, *([] if name in TEXTS else [stamp(t.filename, root)]),
                      *([md5(weights)[:12]] if weights.is_file() else [])])
 
@@ -256,8 +250,8 @@ def fingerprint(name:str) -> str:
     return _fingerprint(name, data_dir()/name)
 
 def inputs_of(t:pd.DataFrame, root, name:str, size:int=0, device:str='cpu') -> Tensor:
-    """(n,...) inputs for the rows of a table: `features` if size is 0, else bytes of images, size x size (at 224 those
-    of a benchmark as the official code cuts them out), or `size` tokens of texts"""
+    """(n,...) inputs for the rows of a table: `features` if size is 0, else bytes of images or tokens of texts.
+    Images are size x size (at 224 those of a benchmark as the official code cuts them out), texts `size` tokens"""
     if not size: return features(t, root, name, device)
     if name in TEXTS: return token_table(t, name, size)
     return read_images(t.filename, root, size,

@@ -24,8 +24,8 @@ class Metrics:
         self.path = Path(path)
         rows = read_metrics(self.path)[:keep] if keep else []
         if len(rows) < keep:
-            raise RunFailed(f'{self.path} holds {len(rows)} rows, its checkpoint expects {keep}: delete the folder '
-                            f'and run again')
+            raise RunFailed(f'{self.path} holds {len(rows)} rows, its checkpoint expects {keep}: '
+                            'delete the folder and run again')
         write_text(self.path, ''.join(json.dumps(r) + '\n' for r in rows))
     def __call__(self, **row):
         with open(self.path, 'a') as f: f.write(json.dumps(row) + '\n')
@@ -34,8 +34,7 @@ def read_metrics(path:Path) -> list:
     "Rows of a .jsonl file (none if there is no file); a last line cut short by a kill is left out"
     if not Path(path).exists(): return []
     try:
-        # what follows the last newline was never finished
-        rows = [json.loads(l) for l in Path(path).read_bytes().split(b'\n')[:-1]]
+        rows = [json.loads(l) for l in Path(path).read_bytes().split(b'\n')[:-1]]  # what follows was never finished
         if not all(isinstance(r, dict) for r in rows): raise ValueError('a line is no row')
     except (ValueError, RecursionError) as e:
         raise RunFailed(f'{path} is damaged ({e}): delete its folder and run again') from None
@@ -58,8 +57,7 @@ def pages(file:Path|None, epochs:int, n:int, keep:int=0, dtype=np.float32, empty
     return a
 
 class History:
-    """Loss (E,n) float32 and correctness (E,n) bool of every sample in every epoch, as seen in training; nan where a
-    sample was not seen"""
+    "Loss (E,n) float32 and correctness (E,n) bool of each sample in each epoch, as seen in training; nan if not seen"
     def __init__(self, epochs:int, n:int, folder:Path|None=None, keep:int=0, device='cpu'):
         "In memory, or as `losses.npy` and `right.npy` in `folder`, of which the first `keep` epochs stay"
         file = lambda name: folder and Path(folder)/f'{name}.npy'
@@ -79,28 +77,26 @@ class History:
             self.state[name].fill_(empty)
 
 def loss_shares(losses, edges) -> np.ndarray:
-    """Share of the samples whose loss falls in each of the bins [0, e1), [e1, e2), ..., [ek, inf): losses (..., n) ->
-    (..., k + 1)"""
+    "Share of the samples whose loss is in each bin [0, e1), [e1, e2), ..., [ek, inf): losses (..., n) -> (..., k + 1)"
     which = np.searchsorted(np.asarray(edges), np.asarray(losses), side='right')
     return np.stack([(which == k).mean(-1) for k in range(len(edges) + 1)], -1)
 
 # %% ../nbs/11_records.ipynb #7744d9f5
 def imprint(d:Path, keep:int|None=None) -> dict:
-    """{file: fingerprint} of metrics.jsonl and of the pages in the folder of a run; of their first `keep` epochs, if
-    that is given"""
+    "{file: fingerprint} of metrics.jsonl and of the pages in a run's folder; of their first `keep` epochs, if given"
     def pages_of(f):
         try: return torch.from_numpy(np.load(f, mmap_mode='c')[:keep])
         except Exception as e: raise RunFailed(f'{f} is damaged ({e}): delete its folder and run again') from None
-    return {'metrics.jsonl': digest({}, json.dumps(read_metrics(Path(d)/'metrics.jsonl')[:keep]))} | {
-        f.name: digest(dict(pages=pages_of(f))) for f in sorted(Path(d).glob('*.npy'))}
+    return ({'metrics.jsonl': digest({}, json.dumps(read_metrics(Path(d)/'metrics.jsonl')[:keep]))}
+            | {f.name: digest(dict(pages=pages_of(f))) for f in sorted(Path(d).glob('*.npy'))})
 
 def intact(d:Path, then:dict, keep:int|None=None):
     "RunFailed names the first file in the folder of a run whose imprint is another than `then`, or that is gone"
     now = imprint(d, keep)
     bad = [f for f in then if now.get(f) != then[f]]
     if bad:
-        raise RunFailed(f'{Path(d)/bad[0]} is damaged (it is not what the run left there): delete its folder and run '
-                        f'again')
+        raise RunFailed(f'{Path(d)/bad[0]} is damaged (it is not what the run left there): '
+                        'delete its folder and run again')
 
 def seal(d:Path):
     "Mark a folder as that of a finished run, with the imprint of what it leaves"
@@ -117,8 +113,7 @@ def unsealed(d:Path) -> bool:
 
 # %% ../nbs/11_records.ipynb #14ce086d
 def keep_array(a) -> str:
-    """The name under which an array is kept in the folder of runs from now on: the fingerprint of its type, shape and
-    content"""
+    "The name under which an array is kept in the folder of runs from now on: a fingerprint of type, shape and content"
     a = np.ascontiguousarray(a)
     name = f'array-{_print(a)}.npy'
     if not (runs_dir()/name).exists(): _save(runs_dir()/name, a)

@@ -69,7 +69,7 @@ def parameters(path:Path) -> list:
     tagged = [c for c in _cells(path) if 'parameters' in c.get('metadata', {}).get('tags', [])]
     if len(tagged) != 1:
         raise BadRequest(f"{path} has {len(tagged) or 'no'} cell{'s' if len(tagged) > 1 else ''} tagged 'parameters': "
-                         f"give exactly one that tag (JupyterLab: property inspector, cell tags)")
+                         "give exactly one that tag (JupyterLab: property inspector, cell tags)")
     text = ''.join(tagged[0]['source'])
     lines = text.splitlines()
     try:
@@ -80,8 +80,8 @@ def parameters(path:Path) -> list:
 
 # %% ../nbs/41_runner.ipynb #32972874
 def select(names) -> dict:
-    """{name: path} of the experiments that names or patterns ('dom_*', 'all') stand for; a figure or table that shares
-    a notebook is found by its own name, too"""
+    """{name: path} of the experiments that names or patterns ('dom_*', 'all') stand for;
+    a figure or table that shares a notebook is found by its own name, too"""
     have, out = experiments(), {}
     for n in names:
         hits = ({k: v for k, v in have.items() if n == 'all' or fnmatch(k, n)}
@@ -91,8 +91,7 @@ def select(names) -> dict:
     return out
 
 def parsed(pairs, path:Path) -> dict:
-    """{name: value} of 'key=value' texts, each checked against the notebook's parameters and converted to the type of
-    its default"""
+    "{name: value} of 'key=value' texts, checked against the notebook's parameters, each in the type of its default"
     known, out = {p.name: p for p in parameters(path)}, {}
     for pair in pairs:
         key, eq, text = pair.partition('=')
@@ -109,8 +108,9 @@ def _convert(text, p):
         if kind is float and '/' in text: a, b = text.split('/'); return float(a)/float(b)
         return kind(text)
     except (ValueError, KeyError, ZeroDivisionError):
-        raise BadRequest(f"parameter {p.name}={text}: expected "
-                         f"{'true or false' if kind is bool else 'a whole number' if kind is int else 'a number'}") from None
+        raise BadRequest(
+            f"parameter {p.name}={text}: expected "
+            f"{'true or false' if kind is bool else 'a whole number' if kind is int else 'a number'}") from None
 
 # %% ../nbs/41_runner.ipynb #6d94508d
 def execute(name:str, path:Path, params:dict, stream=None) -> Path:
@@ -122,26 +122,24 @@ def execute(name:str, path:Path, params:dict, stream=None) -> Path:
     out = writable(runs_dir()/'notebooks')/f"{name}-{params['budget']}-{os.getpid()}.ipynb"
     folder = writable(results_dir()/name)/('custom' if customised(path, params) else params['budget'])
     try:
-        papermill.execute_notebook(str(path), str(out), params, kernel_name='python3', cwd=str(home()),
-                                   progress_bar=False, stderr_file=stream,
-                                   # no chatter of the kernel
-                                   config=Config({'AsyncKernelManager': {'transport_encryption': 'auto'},
-                                                  'NotebookClient': {'extra_arguments': ['--log-level=50']}}))
+        papermill.execute_notebook(
+            str(path), str(out), params, kernel_name='python3', cwd=str(home()), progress_bar=False, stderr_file=stream,
+            config=Config({'AsyncKernelManager': {'transport_encryption': 'auto'},
+                           'NotebookClient': {'extra_arguments': ['--log-level=50']}}))  # no chatter of the kernel
     except papermill.PapermillExecutionError as e:
         if e.ename == 'BadRequest': raise BadRequest(f'{name}: {e.evalue}') from None
-        raise RunFailed(f'{name} failed in cell {e.exec_count} ({e.ename}: {e.evalue}); earlier results are '
-                        f'untouched, the notebook up to there is {out}') from None
+        raise RunFailed(f'{name} failed in cell {e.exec_count} ({e.ename}: {e.evalue}); '
+                        f'earlier results are untouched, the notebook up to there is {out}') from None
     except OSError as e: raise RunFailed(f'{name}: {e}; earlier results are untouched') from e
     except Exception as e:
-        raise RunFailed(f'{name}: its kernel failed ({type(e).__name__}: {e}); earlier results are untouched. Out of '
-                        f'memory? Try fewer --jobs') from e
+        raise RunFailed(f'{name}: its kernel failed ({type(e).__name__}: {e}); earlier results are untouched. '
+                        'Out of memory? Try fewer --jobs') from e
     write_text(folder/'notebook.ipynb', nbformat.writes(scrub(nbformat.read(out, 4))))
     out.unlink()
     return folder
 
 def customised(path:Path, params:dict) -> bool:
-    """Whether a parameter that belongs to the experiment alone differs from its default: such a run goes to a folder of
-    its own"""
+    "Whether a parameter of the experiment alone differs from its default: such a run goes to a folder of its own"
     return any(params.get(p.name, p.default) != p.default for p in parameters(path) if p.name not in STANDARD)
 
 def scrub(nb):
@@ -158,8 +156,8 @@ def scrub(nb):
 
 # %% ../nbs/41_runner.ipynb #1221486a
 def run_many(todo:dict, params:dict, jobs:int=1, done=None) -> list:
-    """Run experiments {name: path} with parameters {name: {...}}, those that measure times last and one by one;
-    `done(name, folder, seconds)` after each. Returns the errors, after all have been tried"""
+    """Run experiments {name: path} with parameters {name: {...}}, those that measure times last and one by one.
+    `done(name, folder, seconds)` after each; returns the errors, after all have been tried"""
     # figures belong into the notebook, whatever the shell says
     os.environ |= dict(OVERMEM_HOME=str(home()), OVERMEM_DATA=str(data_dir()),
                        MPLBACKEND='module://matplotlib_inline.backend_inline')
@@ -175,8 +173,7 @@ def run_many(todo:dict, params:dict, jobs:int=1, done=None) -> list:
         with ThreadPoolExecutor(side) as pool: return list(pool.map(lambda name: one(name, jobs//side), names))
     alone = [name for name in todo if describe(todo[name]).get('alone')]
     shared = [name for name in todo if name not in alone]
-    # on a cluster only the notebooks themselves run here
-    here = jobs if executor() == 'local' else os.cpu_count() or 1
+    here = jobs if executor() == 'local' else os.cpu_count() or 1  # on a cluster, only notebooks themselves run here
     return [e for e in together(shared, max(1, min(jobs, here, len(shared)))) + together(alone, 1) if e]
 
 # %% ../nbs/41_runner.ipynb #a3c0bd51
@@ -188,8 +185,8 @@ def read_results(folder:Path) -> tuple:
     "(run.json, verdict.json) of a folder of results; a damaged one is named"
     try: return tuple(_whole(f, json.loads((Path(folder)/f).read_text(encoding='utf-8'))) for f in _HOLDS)
     except (OSError, ValueError) as e:
-        raise RunFailed(f'the results in {folder} are damaged or incomplete ({e}): delete that folder and run the '
-                        f'experiment again') from None
+        raise RunFailed(f'the results in {folder} are damaged or incomplete ({e}): '
+                        'delete that folder and run the experiment again') from None
 
 def _whole(file, value):
     if isinstance(value, list) != (file == 'verdict.json'): raise ValueError(f'{file} holds something else')

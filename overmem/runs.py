@@ -56,20 +56,15 @@ class Training:
     n: int = 0                    # training images, the first n of a fixed permutation; 0: all
     n_test: int = 0               # test images, the first n; 0: all
     classes: tuple = ()           # only these classes, renumbered in this order; (): all
-    # in place of `n`, the name of an array (see `keep_array`) of positions in the whole training set; '': all
-    keep: str = ''
+    keep: str = ''                # in place of `n`: a `keep_array` name, positions in the whole training set; '': all
     keep_test: str = ''           # likewise in the test set; of these, too, only the first `n_test` if that is not 0
     attacks: dict = field(default_factory=dict)      # name -> expression: what is evaluated besides clean accuracy
     probes: dict = field(default_factory=dict)       # name -> expression of (model, x, y) -> (N,): means are recorded
-    # name -> expression of (model, training images) -> number: recorded
-    gauges: dict = field(default_factory=dict)
+    gauges: dict = field(default_factory=dict)       # name -> expression of (model, train images) -> number: recorded
     every: int = 1                # epochs between evaluations
-    # one of `attacks`, or clean: the epoch with the best such accuracy on the test images is kept as best.safetensors
-    best: str = ''
-    # keep loss and correctness of every training sample in every epoch, as seen in training
-    history: bool = False
-    # name -> attack expression, or '' for none: losses of all images, and which are right, by a pass of their own
-    # whenever the run is evaluated
+    best: str = ''                # of `attacks`, or clean: the epoch best at it on test images goes to best.safetensors
+    history: bool = False         # keep each training sample's loss and correctness in every epoch, as seen in training
+    # name -> attack expression, or '' for none: losses of all images and which are right, by own passes at evaluations
     watch: dict = field(default_factory=dict)
     fork: int = 0                 # so many first epochs are those of `trunk`, trained once for all runs that share them
     trunk: str = ''               # expression of the objective before the fork
@@ -87,8 +82,7 @@ def _module(name:str) -> tuple:
     for n in ast.walk(tree):
         body = getattr(n, 'body', None)
         if (isinstance(body, list) and body and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)):
-            n.body = body[1:] or [ast.Pass()]
+                and isinstance(body[0].value, ast.Constant)): n.body = body[1:] or [ast.Pass()]
     needs = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module}
     return ast.unparse(tree), frozenset(needs)
 
@@ -107,8 +101,7 @@ def run_dir(config:dict, code:str) -> Path:
     return runs_dir()/f"{config['name']}-{key}"
 
 def run(config:dict, work:Callable, code:str, force:bool=False) -> Path:
-    """Do `work(config, dir)` unless the directory says it is done; returns the directory. With `force`, do it again
-    from the start"""
+    "Do `work(config, dir)` unless its directory says it is done, or, with `force`, anew; returns the directory"
     d = writable(run_dir(config, code))
     if rank(): return follow(d, partial(work, config))
     with locked(d):
@@ -210,7 +203,7 @@ class Survey:
         self.c, self.parts = c, dict(train=(tr, make(c.aug) if c.aug else None), test=(te, None))
         self.pages = {(name, k): (pages(d/f'{name}-{k}.npy', c.epochs, len(v.y), keep),
                                   pages(d/f'{name}-{k}-right.npy', c.epochs, len(v.y), keep, bool, False))
-                                  for name in c.watch for k, (v, _) in self.parts.items()}
+                      for name in c.watch for k, (v, _) in self.parts.items()}
     def __call__(self, epoch, model) -> dict:
         found = {}
         for (name, k), files in self.pages.items():
@@ -244,8 +237,7 @@ class Means:
         return {k: v/n for k, v in zip(('train_loss', 'train_acc', 'removed', 'lighter'), sums)}
 
 def epochs_done(checkpoint:Path, config:dict) -> int:
-    """Whole epochs behind a checkpoint, 0 if there is none; one of another configuration is refused with the first
-    difference"""
+    "Whole epochs behind a checkpoint, 0 if there is none; refuses another configuration, with the first difference"
     if not checkpoint.exists(): return 0
     meta = read_checkpoint(checkpoint)[1]
     theirs = meta.get('config') or {}
@@ -257,22 +249,21 @@ def epochs_done(checkpoint:Path, config:dict) -> int:
     return meta['epoch']
 
 def train(config:dict, d:Path, minutes:float=2., bar=None):
-    """Work of one training run: leaves metrics.jsonl (a row per epoch) and last.safetensors in `d`; continues from the
-    checkpoint it finds there, which is written every `minutes`"""
+    "One run: leaves metrics.jsonl (a row per epoch) and, every `minutes`, last.safetensors in `d`; goes on from there"
     c, last = Training(**config), d/'last.safetensors'
     kept, (tr, te, model, opt, objective) = epochs_done(last, config), prepare(c)
     if c.fork and not kept: kept, begin = c.fork, branch(c, config, d, model)
-    records = dict(means=Means(c.device)) | (dict(history=History(c.epochs, len(tr.y), d, kept, c.device))
-        if c.history else {})
-    state = getattr(objective, 'state', {}) | {f'{name}.{k}': v for name, r in records.items()
-        for k, v in r.state.items()}
-    at = (load_checkpoint(last, model, opt, state) if last.exists() else load_checkpoint(begin, model, opt,
-        {k: v for k, v in state.items() if k in part(read_checkpoint(begin)[0], 'state')}) if c.fork else Place())
+    records = dict(means=Means(c.device)) | (
+        dict(history=History(c.epochs, len(tr.y), d, kept, c.device)) if c.history else {})
+    state = getattr(objective, 'state', {}) | {
+        f'{name}.{k}': v for name, r in records.items() for k, v in r.state.items()}
+    at = load_checkpoint(last, model, opt, state) if last.exists() else load_checkpoint(begin, model, opt, {
+        k: v for k, v in state.items() if k in part(read_checkpoint(begin)[0], 'state')}) if c.fork else Place()
     survey = Survey(c, d, tr, te, at.epoch)
     metrics, lr, saved, began = Metrics(d/'metrics.jsonl', at.epoch), make(c.lr), [time.time()], [time.time()]
     scores = [r.get(f'{c.best}_acc', -1) for r in read_metrics(d/'metrics.jsonl')]
-    top, keep = ([max(scores, default=-1)],
-                 lambda epoch: save_checkpoint(d/'best.safetensors', model, at=Place(epoch), config=config))
+    top, keep = [max(scores, default=-1)], lambda epoch: save_checkpoint(
+        d/'best.safetensors', model, at=Place(epoch), config=config)
     # a kill came between the two files of a best epoch
     if c.best and scores and scores[-1] > max(scores[:-1], default=-1) and not at.done: keep(at.epoch)
     def save():
@@ -290,13 +281,10 @@ def train(config:dict, d:Path, minutes:float=2., bar=None):
         metrics(**row)
         if c.best and row.get(f'{c.best}_acc', -1) > top[0]:
             top[0] = row[f'{c.best}_acc']
-            # first, so that a kill never leaves a best epoch that is still to come
-            save()
-            keep(epoch + 1)
+            save(); keep(epoch + 1)  # in this order, so that a kill never leaves a best epoch that is still to come
         elif epoch + 1 == c.epochs: save()
         if bar is not None:
-            bar.set_postfix({k: round(v, 3) for k, v in row.items() if k.endswith(('loss', 'acc'))})
-            bar.update()
+            bar.set_postfix({k: round(v, 3) for k, v in row.items() if k.endswith(('loss', 'acc'))}); bar.update()
         began[0] = time.time()
     if bar is not None: count_done(bar, at.epoch)
     fit(model, loader_of(c, tr, objective), objective, opt, lr, c.epochs, record, [after], c.precision, c.capture, at)
@@ -306,8 +294,7 @@ def trunk_of(c:Training) -> Training:
     return replace(c, name=f'trunk-{c.data}', objective=c.trunk, trunk='', epochs=c.fork, fork=0)
 
 def branch(c:Training, config:dict, d:Path, model) -> Path:
-    """Train what comes before the fork, if nobody has; its records, and its best checkpoint, become the first of this
-    run. Returns its last checkpoint"""
+    "The trunk's last checkpoint, trained now if need be; its records and best checkpoint become the first of this run"
     before = train_run(trunk_of(c))
     for f in before.glob('*.npy'):
         a = np.load(f)
@@ -337,11 +324,11 @@ def check(c:Training):
     if Path(c.name).name != c.name:
         raise BadRequest(f"name '{c.name}': it begins the name of a folder, and holds no slash")
     if bool(c.fork) != bool(c.trunk):
-        raise BadRequest('`fork` says how many epochs belong to `trunk`, and `trunk` what is trained in them: give '
-                         'both or neither')
+        raise BadRequest('`fork` says how many epochs belong to `trunk`, and `trunk` what is trained in them: '
+                         'give both or neither')
     if c.fork and (c.fork >= c.epochs or c.fork % c.every):
-        raise BadRequest(f'fork={c.fork}: must be less than the {c.epochs} epochs, and one after which the run is '
-                         f'evaluated (every={c.every})')
+        raise BadRequest(f'fork={c.fork}: must be less than the {c.epochs} epochs, '
+                         f'and one after which the run is evaluated (every={c.every})')
     if c.fork: check(trunk_of(c))
     if c.best not in ('', 'clean', *c.attacks):
         raise BadRequest(f"best='{c.best}': {nearest(c.best, ['clean', *c.attacks])}")
@@ -361,11 +348,11 @@ def check(c:Training):
     if not isinstance(model, torch.nn.Module):
         raise BadRequest(f"'{c.model}' is no network: write it as a call, preact_resnet(16)")
     as_schedule(c.lr)
-    idle = [e for e in (c.aug, *c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values()) if e
-            and not callable(make(e))]
+    idle = [e for e in (c.aug, *c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values())
+            if e and not callable(make(e))]
     if idle:
-        raise BadRequest(
-            f"'{idle[0]}' is nothing that can be applied to images: write it as a call, as in crop_flip(4)")
+        raise BadRequest(f"'{idle[0]}' is nothing that can be applied to images: "
+                         'write it as a call, as in crop_flip(4)')
 
 def train_run(c:Training, force:bool=False, bar=None, minutes:float=2.) -> Path:
     "The finished directory of a training run, trained now if it was not yet; `minutes` lie between checkpoints"
@@ -402,11 +389,10 @@ def run_all(rows, jobs:int=1, force:bool=False) -> list:
     rows = [replace(c, **{k: resolved(c)[k] for k in ('precision', 'capture')}) for c in rows]
     for c in rows: check(c)
     dirs = [run_dir(resolved(c), train_code(c)) for c in rows]
-    # each once
+    # `todo`: each once
     total, todo = sum(c.epochs for c in rows), list({d: c for c, d in zip(rows, dirs) if force or unsealed(d)}.values())
     trunks = {run_dir(resolved(t), train_code(t)): t for t in map(trunk_of, (c for c in todo if c.fork))}
-    # first, or several runs would wait for the same one
-    if trunks: run_all(trunks.values(), jobs, force)
+    if trunks: run_all(trunks.values(), jobs, force)  # first, or several runs would wait for the same one
     with progress(total, f'{len(rows)} runs') as bar:
         count_done(bar, total - sum(c.epochs for c in todo))
         if alone(jobs, len(todo)):
@@ -419,10 +405,10 @@ def run_all(rows, jobs:int=1, force:bool=False) -> list:
 
 def collect(rows, dirs) -> pd.DataFrame:
     "One row per run and epoch: the configuration's columns beside the metrics"
-    return pd.concat(
-        [pd.DataFrame(read_metrics(d/'metrics.jsonl')).assign(
+    return pd.concat([
+        pd.DataFrame(read_metrics(d/'metrics.jsonl')).assign(
             **{k: v for k, v in asdict(c).items() if not isinstance(v, (dict, tuple, list)) and k != 'lr'})
-            for c, d in zip(rows, dirs)], ignore_index=True)
+        for c, d in zip(rows, dirs)], ignore_index=True)
 
 class Grid:
     "Finished runs, seen epoch by epoch. Made of {(label, seed): Training}: trains what is not yet trained"
@@ -439,8 +425,8 @@ class Grid:
             late, per_epoch = self.rows[k].epoch > c.fork, size_of(c)*getattr(as_objective(c.objective), 'replays', 1)
             parts[self.dirs[k]] = (self.rows[k].seconds[late].sum(), per_epoch*(c.epochs - c.fork))
             if c.fork:
-                parts[run_dir(resolved(trunk_of(c)), train_code(trunk_of(c)))] = (self.rows[k].seconds[~late].sum(),
-                    per_epoch*c.fork)
+                parts[run_dir(resolved(trunk_of(c)), train_code(trunk_of(c)))] = (
+                    self.rows[k].seconds[~late].sum(), per_epoch*c.fork)
         return tuple(float(sum(v)) for v in zip(*parts.values()))
     def seeds(self, label) -> list:
         "The seeds with which it was trained"
@@ -461,6 +447,5 @@ class Grid:
         "(E,n) what its `watch` recorded of the 'train' or 'test' images; nan where a run was not evaluated"
         return np.load(self.dirs[label, seed]/f'{name}-{part}.npy', mmap_mode='r')
     def right(self, label, seed:int, name:str, part:str='test') -> np.ndarray:
-        """(E,n) bool for the epochs of `epochs`: which of the 'train' or 'test' images it got right, by the pass `name`
-        of its `watch`"""
+        "(E,n) bool, E as in `epochs`: which 'train' or 'test' images it got right, by the pass `name` of its `watch`"
         return np.load(self.dirs[label, seed]/f'{name}-{part}-right.npy', mmap_mode='r')[self.epochs(label) - 1]

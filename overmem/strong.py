@@ -40,8 +40,8 @@ def dlr(logits:Tensor, y:Tensor) -> Tensor:
     return margin(logits, y)/(top[:, 0] - top[:, 2] + 1e-12)
 
 def dlr_targeted(logits:Tensor, y:Tensor, target:Tensor) -> Tensor:
-    """DLR towards a class (N,): (z_t - z_y)/(z_1st - (z_3rd + z_4th)/2), positive only when wrong (Croce & Hein 2020b,
-    section 4; K >= 4)"""
+    """DLR towards a class (N,): (z_t - z_y)/(z_1st - (z_3rd + z_4th)/2), positive only when wrong
+    (Croce & Hein 2020b, section 4; K >= 4)"""
     needs(4, logits.shape[1])
     top = full(logits).topk(4, 1).values
     return _lead(logits, target, y)/(top[:, 0] - (top[:, 2] + top[:, 3])/2 + 1e-12)
@@ -50,8 +50,7 @@ def dlr_targeted(logits:Tensor, y:Tensor, target:Tensor) -> Tensor:
 def _col(v, like): return v.view(-1, *[1]*(like.dim() - 1))
 
 class Standing(SimpleNamespace):
-    """Tensors with one row for each image that still stands; they are cut and overwritten together. `i` is the image's
-    row in the batch"""
+    "Tensors with one row for each image that still stands, cut and overwritten together; `i` is its row in the batch"
     def keep(self, mask:Tensor):
         "Cut to the rows where `mask` (N,) holds"
         for k, v in vars(self).items(): setattr(self, k, v[mask])
@@ -70,8 +69,7 @@ class Found:
         "Zero perturbations; every image stands"
         return cls(torch.zeros_like(x), torch.full((len(x),), -1, device=x.device), x.new_full((len(x),), -torch.inf))
     def fell(self, s:Standing, wrong:Tensor, step:int) -> bool:
-        """Enter the images of `s` that are `wrong` (N,), with their s.delta, and cut them from `s`; True while any
-        stands"""
+        "Enter the images of `s` that are `wrong` (N,), with their delta, and cut them from `s`; True while any stands"
         if wrong.any():
             self.delta[s.i[wrong]], self.step[s.i[wrong]] = s.delta[wrong], step
             s.keep(~wrong)
@@ -84,8 +82,8 @@ class Found:
 
 # %% ../nbs/13_strong.ipynb #08c22e12
 def checked(x:Tensor, y:Tensor, eps:float=0.):
-    """BadRequest, in one line, unless x are images in [0,1] (or bytes), y (N,) their whole-number labels, and eps a
-    radius in pixel units"""
+    """BadRequest, in one line, unless x are images in [0,1] (or bytes), y (N,) their whole-number labels,
+    and eps a radius in pixel units"""
     if not 0 <= eps <= 1:
         raise BadRequest(f'eps is {eps}: a radius lies between 0 and 1, in the unit of the pixels (write 8/255)')
     if not len(x): raise BadRequest(f'there is no image to attack: x has shape {tuple(x.shape)}')
@@ -97,23 +95,23 @@ def checked(x:Tensor, y:Tensor, eps:float=0.):
     if not x.is_floating_point(): raise BadRequest(f'images are floats in [0,1] or bytes (torch.uint8), not {x.dtype}')
     lo, hi = x.min().item(), x.max().item()
     if not 0 <= lo <= hi <= 1:
-        raise BadRequest(f'pixels run from {lo:.4g} to {hi:.4g}, not in [0,1]: divide bytes by 255; normalisation is '
-                         f'the first layer of the model')
+        raise BadRequest(f'pixels run from {lo:.4g} to {hi:.4g}, not in [0,1]: divide bytes by 255; '
+                         'normalisation is the first layer of the model')
 
 @torch.no_grad()
 def clean_logits(model, x:Tensor, y:Tensor) -> Tensor:
-    """model(x), (N,K); BadRequest, in one line, if that is no row of K >= 2 logits per image, if it has a NaN, or if a
-    label is none of the K classes"""
+    """model(x), (N,K); BadRequest, in one line, if that is no row of K >= 2 logits per image, if it has a NaN,
+    or if a label is none of the K classes"""
     z = model(x)
     shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
     if not isinstance(z, Tensor) or z.dim() != 2 or len(z) != len(x) or z.shape[1] < 2:
         raise BadRequest(f'the model returned {shape} for {len(x)} images, not logits of shape ({len(x)}, classes)')
     if z.isnan().any():
-        raise BadRequest(f'the model returns NaN for {int(z.isnan().any(1).sum())} of {len(x)} images: nothing can be '
-                         f'said about it')
+        raise BadRequest(f'the model returns NaN for {int(z.isnan().any(1).sum())} of {len(x)} images: '
+                         'nothing can be said about it')
     if y.min() < 0 or y.max() >= z.shape[1]:
-        raise BadRequest(f'labels run from {int(y.min())} to {int(y.max())}, but the model has the classes 0 to '
-                         f'{z.shape[1] - 1}')
+        raise BadRequest(f'labels run from {int(y.min())} to {int(y.max())}, '
+                         f'but the model has the classes 0 to {z.shape[1] - 1}')
     return z
 
 def in_turn(
@@ -123,8 +121,8 @@ def in_turn(
     classes:int=2) -> Attack:     # fewest classes with which it can work
     "The attack that makes attempts one after another, each on the images that still stand"
     def trace(model, x, y):
-        """x (N,C,H,W) in [0,1], y (N,) -> delta, detached, and step (N,): when it fell, counted over all attempts; 0 if
-        wrong without attack, -1 if it stands"""
+        """x (N,C,H,W) in [0,1], y (N,) -> delta, detached, and step (N,): when it fell, counted over all attempts;
+        0 if wrong without attack, -1 if it stands"""
         checked(x, y)
         x = floats(x)
         found = Found.nothing(x)
@@ -154,8 +152,8 @@ def look(model, x:Tensor, y:Tensor, delta:Tensor, loss:Callable) -> tuple:
     with torch.enable_grad():
         with frozen(model): z = model(x + delta)
         f = loss(z)
-        g = (torch.autograd.grad(f.sum(), delta, materialize_grads=True)[0].nan_to_num(0., 0., 0.) if f.requires_grad
-             else torch.zeros_like(delta))
+        g = (torch.autograd.grad(f.sum(), delta, materialize_grads=True)[0].nan_to_num(0., 0., 0.)
+             if f.requires_grad else torch.zeros_like(delta))
     return f.detach().to(x.dtype), g, z.detach().argmax(1) != y
 
 def _unwatched(k, s): pass
@@ -202,20 +200,18 @@ def apgd(
     restarts:int=1,               # attempts, each from another random point
     loss:Callable=ce,             # per-sample loss to climb: ce, dlr or margin
     rho:float=.75) -> Attack:
-    """Auto-PGD (Croce & Hein 2020b): a step of 2 eps, halved where the loss stalls, with momentum and returns to the
-    best point"""
+    "Auto-PGD (Croce & Hein 2020b): steps of 2 eps, halved where the loss stalls, momentum, returns to the best point"
     def run(model, x, y): return ascend(model, x, y, eps, steps, lambda z, i: loss(z, y[i]), rho)
     return in_turn([run]*restarts, steps, steps + 1, 3 if loss is dlr else 2)
 
 # %% ../nbs/13_strong.ipynb #1da9adbd
 def toward(k:int, run:Callable) -> Callable:
-    """The attempt run(model, x, y, target) at the k-th most likely wrong class of the clean image, k from 0; none where
-    there are not so many classes"""
+    """The attempt run(model, x, y, target) at the k-th most likely wrong class of the clean image, k from 0;
+    none where there are not so many classes"""
     def attempt(model, x, y):
         with torch.no_grad(): z = model(x).scatter(1, y[:, None], -torch.inf)
-        # ties in the same order for every k
-        return (run(model, x, y, z.argsort(dim=1, descending=True, stable=True)[:, k]) if k < z.shape[1] - 1
-                else Found.nothing(x))
+        return (run(model, x, y, z.argsort(dim=1, descending=True, stable=True)[:, k])  # ties: one order for every k
+                if k < z.shape[1] - 1 else Found.nothing(x))
     return attempt
 
 def apgd_t(
@@ -232,15 +228,14 @@ def apgd_t(
 def _sum(v): return v.sum(tuple(range(1, v.dim())))
 
 def to_plane(u:Tensor, w:Tensor, c:Tensor) -> Tensor:
-    """Smallest d in max norm with <w,d> = c and u + d in [0,1]; if there is none, the full change towards it. u, w
-    (N,C,H,W), c (N,) (Croce & Hein 2020a, Eq. 4)"""
+    """Smallest d in max norm with <w,d> = c and u + d in [0,1]; if there is none, the full change towards it.
+    u, w (N,C,H,W), c (N,) (Croce & Hein 2020a, Eq. 4)"""
     w = w*_col(torch.where(c < 0, -1., 1.).to(w), w)
     a, room, c, spent = w.abs(), torch.where(w > 0, 1 - u, u), c.abs(), 0
     gain, tiny = a*room, torch.finfo(a.dtype).tiny
     r = torch.fmax(c/_sum(a).clamp(min=tiny), torch.zeros_like(c))       # as if no pixel met the end of its range
     while (full := room <= _col(r, room)).sum() > spent:
-        # a larger r spends more of them, until all that it spends are counted
-        spent = full.sum()
+        spent = full.sum()  # a larger r spends more of them, until all that it spends are counted
         r = torch.fmax(r, (c - _sum(torch.where(full, gain, 0.)))/_sum(torch.where(full, 0., a)).clamp(min=tiny))
     return w.sign()*torch.minimum(room, _col(r, room))
 
@@ -254,8 +249,8 @@ def approach(
     steps:int=100, alpha_max:float=.1, eta:float=1.05, beta:float=.9,
     watch:Callable=_unwatched     # (k, s), called with the table of standing images after k steps, before any goes back
     ) -> Found:
-    """One attempt of targeted FAB (Croce & Hein 2020a, Algorithm 1, without random restarts and final search); what
-    stands keeps a zero perturbation"""
+    """One attempt of targeted FAB (Croce & Hein 2020a, Algorithm 1, without random restarts and final search);
+    what stands keeps a zero perturbation"""
     found = Found.nothing(x)
     s = Standing(i=torch.arange(len(x), device=x.device), x=x, y=y, target=target, delta=found.delta.clone())
     for k in range(1, steps + 1):
@@ -280,8 +275,8 @@ def fab_t(
     alpha_max:float=.1,           # largest pull towards the image
     eta:float=1.05,               # overshoot beyond the plane
     beta:float=.9) -> Attack:     # share of the way kept when stepping back
-    """Targeted fast adaptive boundary attack (Croce & Hein 2020a, with the targets of 2020b): a nearest point of the
-    boundary, counted if within eps"""
+    """Targeted fast adaptive boundary attack (Croce & Hein 2020a, with the targets of 2020b):
+    a nearest point of the boundary, counted if within eps"""
     def run(model, x, y, target): return approach(model, x, y, target, eps, steps, alpha_max, eta, beta)
     return in_turn([toward(k, run) for k in range(targets)], steps, 2*steps + 1)
 
@@ -293,8 +288,8 @@ def square_share(k:int, queries:int, p_init:float=.8) -> float:
 def _signs(x, *shape): return 2*torch.randint(2, shape, device=x.device).to(x.dtype) - 1
 
 def propose(x:Tensor, delta:Tensor, eps:float, side:int) -> tuple:
-    """(index, values) of a square of each image, at a random place: +-eps, one sign per channel, within [0,1]; signs
-    that would change nothing in delta are turned"""
+    """(index, values) of a square of each image, at a random place: +-eps, one sign per channel, within [0,1];
+    signs that would change nothing in delta are turned"""
     N, C, H, W = x.shape
     rows, cols = (torch.randint(m - side + 1, (N, 1), device=x.device) + torch.arange(side, device=x.device)
                   for m in (H, W))
@@ -306,12 +301,12 @@ def propose(x:Tensor, delta:Tensor, eps:float, side:int) -> tuple:
 
 def search_squares(model, x:Tensor, y:Tensor, eps:float, queries:int, p_init:float=.8,
                    watch:Callable=_unwatched) -> Found:
-    """One random search with squares (Andriushchenko et al. 2020, Algorithm 1); watch(k, s) is called with the table of
-    standing images after k queries"""
+    """One random search with squares (Andriushchenko et al. 2020, Algorithm 1);
+    watch(k, s) is called with the table of standing images after k queries"""
     N, C, H, W = x.shape
     found = Found.nothing(x)
-    s = Standing(i=torch.arange(N, device=x.device), x=x, y=y, delta=project(eps*_signs(x, N, C, 1, W), x, eps),
-                 f=found.loss)
+    s = Standing(i=torch.arange(N, device=x.device), x=x, y=y,
+                 delta=project(eps*_signs(x, N, C, 1, W), x, eps), f=found.loss)
     with torch.no_grad():
         for k in range(1, queries + 1):
             side = min(H, W, max(1, round((square_share(k - 1, queries, p_init)*H*W)**.5)))
@@ -351,7 +346,7 @@ def brute_force(
         D = x[0].numel()
         if levels**D > at_most:
             raise BadRequest(f'{levels} levels of {D} pixels are {levels**D:.1e} combinations, over {at_most:.0e}: '
-                             f'brute force is for a few pixels')
+                             'brute force is for a few pixels')
         grid = torch.cartesian_prod(*[torch.linspace(0, 1, levels, device=x.device)]*D).view(-1, *x.shape[1:]).to(x)
         return torch.stack([_worst(model, v, k, grid, eps) for v, k in zip(x, y)])
     return attack

@@ -33,16 +33,15 @@ from .subsets import subsets
 # %% ../nbs/39_studies.ipynb #9815893e
 @dataclass(frozen=True)
 class Study:
-    """Models trained on subsets of one training set; `load` and `build` must be functions that other processes can
-    import, or `Named` and `Network`"""
+    """Models trained on subsets of one training set;
+    `load` and `build` must be functions that other processes can import, or `Named` and `Network`"""
     load: Callable                # () -> (train, test) Images
     build: Callable               # () -> network
     recipe: Recipe = field(default_factory=Recipe)
     engine: str = 'networks'      # networks, many or nearest
     frac: float = .7              # share of the training images in each subset
     seed: int = 0                 # of subsets and trainings
-    # (m,n) bool: given subsets, in place of balanced ones
-    masks: np.ndarray|None = field(default=None, compare=False)
+    masks: np.ndarray|None = field(default=None, compare=False)  # (m,n) bool: given subsets, in place of balanced ones
     name: str = 'mem'             # first part of the folder's name
     def data(self) -> tuple:
         "(train, test) images on the device"
@@ -68,8 +67,8 @@ class Study:
                   else dict(masks=digest(dict(masks=torch.from_numpy(self.masks)))))
         return run_dir(dict(self.about(), name=self.name, **design), self.code())
     def chunks(self, models:int, rank:int=0, world:int=1) -> list:
-        """The rows of shard `rank` of `world` in chunks that are trained together, always whole: with several at once
-        it may be more than `models`"""
+        """The rows of shard `rank` of `world` in chunks that are trained together, always whole:
+        with several at once it may be more than `models`"""
         if not 0 <= rank < world: raise BadRequest(f'rank={rank}, world={world}: ranks go from 0 to world - 1')
         if self.masks is not None and models > len(self.masks):
             raise BadRequest(f'{models} models, but only {len(self.masks)} subsets are given')
@@ -98,8 +97,8 @@ def _fingerprint(pickled):
     return digest(dict(x=x, y=y, x_te=x_te, y_te=y_te))
 
 def told(f:Callable) -> str:
-    """A function in words that change when it does: a `Network` or a partial by its arguments, any other by its name
-    and the whole file it stands in"""
+    """A function in words that change when it does: a `Network` or a partial by its arguments,
+    any other by its name and the whole file it stands in"""
     if isinstance(f, partial): return f'{told(f.func)} {f.args} {f.keywords}'
     if isinstance(f, Network): return f'{f.model} for {f.data.K} classes of {f.data.name}'
     try: return f'{f.__qualname__} of {digest({}, inspect.getsource(inspect.getmodule(f)))}'
@@ -163,8 +162,7 @@ def _chunk(study:Study, folder:Path, wait:bool, rows):
     "Train the models of a chunk unless their files are there, or another process is at it and we don't wait"
     with _claimed(folder/f'.chunk-{rows[0]:05}.lock', wait) as ours:
         if not ours or all(row_file(folder, k).exists() for k in rows): return
-        # what a kill in the middle of writing left
-        for left in folder.glob(f'.row-{rows[0]:05}.npz.*'): left.unlink()
+        for left in folder.glob(f'.row-{rows[0]:05}.npz.*'): left.unlink()  # what a kill in the middle of writing left
         mask, about = study.mask(rows), study.about()
         found = ENGINES[study.engine](study.build, study.recipe, *study.data(), mask,
                                       [1_000_003*study.seed + k for k in rows])
@@ -204,8 +202,8 @@ def gather(study:Study, models:int) -> Ensemble:
     files = [row_file(folder, k) for k in range(models)]
     missing = [f for f in files if not f.exists()]
     if missing:
-        raise BadRequest(f'{len(missing)} of {models} models are not trained yet (the first: {missing[0].name}): run '
-                         f'the other shards, or the same command without --rank and --world')
+        raise BadRequest(f'{len(missing)} of {models} models are not trained yet (the first: {missing[0].name}): '
+                         'run the other shards, or the same command without --rank and --world')
     rows = [read_row(f, about, m) for f, m in zip(files, mask)]
     a, b, p, q = (np.stack(v) for v in zip(*rows))
     return Ensemble(mask, a.astype(bool), b.astype(bool), p, q)

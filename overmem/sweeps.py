@@ -49,8 +49,8 @@ def hparams(family:str, comb:int, legacy:bool=False) -> dict:
     h['eta'] = 10**rng.uniform(-3, -1)
     rng.set_state(state)
     h |= dict(lam=10**rng.uniform(-1, 5), anneal=int(10**rng.uniform(0, 4)))
-    return h | dict(temp=float(
-        (np.random.RandomState(comb) if legacy else np.random.RandomState([comb, 1])).choice(TEMPS)))
+    return h | dict(
+        temp=float((np.random.RandomState(comb) if legacy else np.random.RandomState([comb, 1])).choice(TEMPS)))
 
 # %% ../nbs/39_sweeps.ipynb #590c9a53
 @lru_cache(2)
@@ -61,8 +61,8 @@ def _data(kind, n, data_seed, stand_in, root, size, stamp, legacy_groups, device
         t = read_benchmark(kind) if kind in READERS else read_metadata(kind)
         if n: t = t.groupby('split').head(n)
         b = splits_of(t.assign(A=2) if legacy_groups else t,
-                      inputs_of(t, root or data_dir()/kind, kind if kind in READERS else f'own-{Path(kind).stem}', size,
-                                device), TITLES.get(kind, Path(kind).stem))
+                      inputs_of(t, root or data_dir()/kind, kind if kind in READERS else f'own-{Path(kind).stem}',
+                                size, device), TITLES.get(kind, Path(kind).stem))
     return b._replace(tr=b.tr.to(device), va=b.va.to(device), te=b.te.to(device))
 
 _DATA = dict(kind='ColorMNIST', n=0, data_seed=0, stand_in=False, root='', size=0, stamp='', legacy_groups=False)
@@ -81,7 +81,8 @@ def network_of(c:dict, b):
     x = floats(b.tr.x[:2000])
     shape = ({} if c['kind'] in COLOURED or x.dim() == 3
              else dict(ch=x.shape[1], mean=tuple(x.mean((0, 2, 3)).tolist()),
-                       std=tuple((x.std((0, 2, 3)) + 1e-3).tolist())) if x.dim() == 4 else dict(d=x.shape[1]))
+                       std=tuple((x.std((0, 2, 3)) + 1e-3).tolist())) if x.dim() == 4
+             else dict(d=x.shape[1]))
     net = make(c['model'], K=b.K, dropout=c['dropout'], **shape)
     if not isinstance(net, Net):
         raise BadRequest(f"'{c['model']}' is no network: write it as a call, preact_resnet(16)")
@@ -114,12 +115,11 @@ def optimiser(net, c:dict):
                              capturable=fused)
 
 def saw(lr:float, epochs:float):
-    """The official code's schedule for texts: linear from `lr` to 0 in the first third, then from `lr` down to a third
-    of it (mat.md 7.6)"""
+    "The official schedule for texts: from `lr` to 0 in the first third, then from `lr` to `lr`/3, linear (mat.md 7.6)"
     return lambda t: lr*(1 - 3*t/epochs if t < epochs/3 else 4/3 - t/epochs)
 
-SCHEDULES = dict(constant=lambda lr, epochs: constant(lr), linear=lambda lr, epochs: triangle(lr, epochs, epochs/10),
-                 saw=saw)
+SCHEDULES = dict(constant=lambda lr, epochs: constant(lr),
+                 linear=lambda lr, epochs: triangle(lr, epochs, epochs/10), saw=saw)
 def rate(c:dict):
     "The learning rate over time: constant, linear (up in the first tenth, then down to 0), or the official `saw`"
     if c['schedule'] not in SCHEDULES:
@@ -127,15 +127,15 @@ def rate(c:dict):
     return SCHEDULES[c['schedule']](c['lr'], c['steps']//c['every'])
 
 def balance_of(c:dict, b, g=None, idx=None):
-    """Weights (n,) with which training examples are drawn, of those at idx if that is given: groups g alike, or, if
-    `balanced`, classes; None for shuffling"""
+    """Weights (n,) with which training examples are drawn, of those at idx if that is given:
+    groups g alike, or, if `balanced`, classes; None for shuffling"""
     of = g if g is not None else b.tr.y if c['balanced'] else None
     if of is None or idx is None: return of if of is None else group_balance(of)
     return torch.zeros(len(of), device=of.device).index_copy(0, idx, group_balance(of[idx]))
 
 def logits_of(model, x):
     "Logits (..., n, K) of inputs x (n,...), in eval mode, some million numbers at a time"
-    # tokens, of which a network makes much
+    # of tokens a network makes much: fewer at a time
     bs = min(5000, max(32, 4_000_000//x[0].numel())) if x.dtype != torch.int32 else 256
     with torch.no_grad(), evaluating(model): return torch.cat([model(floats(v)) for v in x.split(bs)], -2)
 
@@ -161,8 +161,7 @@ def discover(c:dict) -> dict:
                 step=np.arange(1, len(flips) + 1)*c['every'])
 
 def useless(found:dict, b) -> bool:
-    """Whether some class lacks one of the two environments, in training or in validation: such environments make no
-    groups (mat.md 2.4)"""
+    "Whether some class lacks one of the two environments, in training or validation: they make no groups (mat.md 2.4)"
     return any(degenerate(torch.as_tensor(found[f'env_{k}']), getattr(b, k).y.cpu(), b.K) for k in ('tr', 'va'))
 
 # %% ../nbs/39_sweeps.ipynb #23d384d2
@@ -194,14 +193,13 @@ def prepared(c:dict, b, found:dict|None=None, idx=None) -> tuple:
         idx = torch.arange(len(g), device=g.device) if idx is None else idx
         idx = idx[equal_groups(g[idx], c['seed']).to(g.device)]
     weights = balance_of(c, b, g if c['method'] == 'RWG' else None, idx)
-    # a group without a training example gets no weight
-    if c['method'] == 'GroupDRO': g = g.unique(return_inverse=True)[1]
+    if c['method'] == 'GroupDRO': g = g.unique(return_inverse=True)[1]      # a group without examples gets no weight
     if c['method'] == 'IRM': g = g % -(-n_groups//b.K)                      # environments: classes are in all of them
     return network_of(c, b), Stream(b.tr.x, b.tr.y, g, c['bs'], c['every'], idx, weights), objective_of(c, b, g, found)
 
 def learn(c:dict) -> dict:
-    """Work of phase 2: {step (R,), va_acc and te_acc (R,), va_<groups>, te_true, te_class and te_xrm (R,G): accuracies
-    by group, nan where a group is empty}"""
+    """Work of phase 2: {step (R,), va_acc and te_acc (R,), va_<groups>, te_true, te_class and te_xrm (R,G):
+    accuracies by group, nan where a group is empty}"""
     b, found = data_of(c), compute_twins(c) if c['twins'] else None
     ways, records = {k: groups_from(k, b, found)[1:] for k in GROUPS if k != 'xrm' or found}, []
     seed_all(c['seed'])
@@ -214,8 +212,8 @@ def learn(c:dict) -> dict:
             if found: at['te_xrm'] = group_accs(te, 2*b.te.y + torch.as_tensor(found['env_te']).to(te.device), 2*b.K)
             records.append(at); bar.update()
         fit(model, loader, objective, optimiser(model, c), rate(c), c['steps']//c['every'], after_epoch=[look])
-    return {k: torch.stack([r[k] for r in records]).cpu()
-            for k in records[0]} | dict(step=np.arange(1, len(records) + 1)*c['every'])
+    return ({k: torch.stack([r[k] for r in records]).cpu() for k in records[0]}
+            | dict(step=np.arange(1, len(records) + 1)*c['every']))
 
 def on_subsets(c:dict) -> dict:
     """Work on memorization: {ok (M,n): which training examples the networks of a method have right, mask (M,n): which
@@ -253,23 +251,23 @@ def twins_run(s, comb:int, seed:int, device:str='cpu') -> dict:
 
 _USES = dict(GroupDRO=('eta',), IRM=('lam', 'anneal'), MAT=('temp', 'calibration'))
 def method_run(s, method:str, groups:str, comb:int, seed:int, twins:dict|None=None, device:str='cpu') -> dict:
-    """Configuration of phase 2; `twins` is that of the phase 1 whose environments are used, to train or to choose. MAT
-    is calibrated on the training set, or in each batch if `s.calibration` is 'batch'"""
+    """Configuration of phase 2; `twins` is that of the phase 1 whose environments are used, to train or to choose.
+    MAT is calibrated on the training set, or in each batch if `s.calibration` is 'batch'"""
     if getattr(s, 'calibration', 'all') not in ('all', 'batch'):
         raise BadRequest(f"no calibration '{s.calibration}': all or batch")
     if method not in METHODS: raise BadRequest(f"no method '{method}': {nearest(method, METHODS)}")
     if groups not in GROUPS: raise BadRequest(f"no groups '{groups}': {nearest(groups, GROUPS)}")
     if twins is None and (groups == 'xrm' or method == 'MAT'):
         raise BadRequest(f"{method} with groups '{groups}' needs what phase 1 found: give `twins`")
-    h = hparams(s.family, comb,
-                getattr(s, 'legacy_hparams', False)) | dict(calibration=getattr(s, 'calibration', 'all'))
-    return twins_run(s, comb, seed, device) | dict(name=f'{method}-{groups}-{Path(s.kind).stem}', method=method,
-        groups=groups, twins=twins, **{k: h[k] for k in _USES.get(method, ())})
+    h = (hparams(s.family, comb, getattr(s, 'legacy_hparams', False))
+         | dict(calibration=getattr(s, 'calibration', 'all')))
+    return twins_run(s, comb, seed, device) | dict(
+        name=f'{method}-{groups}-{Path(s.kind).stem}', method=method, groups=groups, twins=twins,
+        **{k: h[k] for k in _USES.get(method, ())})
 
 def _code(c): return _CODE + tuple(names_in(c['model']))
 def compute_twins(c:dict, force:bool=False) -> dict:
-    """What phase 1 found in a configuration of its own, or in the one that a configuration of phase 2 refers to;
-    computed once"""
+    "What phase 1 found in a configuration of its own, or in the one that one of phase 2 refers to; computed once"
     c = c.get('twins', c)
     return compute(c, discover, _code(c), force)
 
@@ -285,16 +283,14 @@ def _forced(f, force, c): return f(c, force)
 def run_all(f, runs:dict, jobs:int=1, force:bool=False) -> dict:
     """{key: f(configuration)} (`compute_twins` or `compute_method`) for runs {key: configuration}, `jobs` at a time;
     what is done is not done again"""
-    # what several criteria choose is one run
-    each = {json.dumps(c, sort_keys=True): c for c in runs.values()}
+    each = {json.dumps(c, sort_keys=True): c for c in runs.values()}  # what several criteria choose is one run
     found = dict(zip(each, spread(partial(_forced, f, force), list(each.values()), jobs, told=lambda c: c['name'])))
     return {k: found[json.dumps(c, sort_keys=True)] for k, c in runs.items()}
 
 # %% ../nbs/39_sweeps.ipynb #60d14f59
 def at_best(r:dict, by:str, patience:int=0) -> dict:
     """What a run's records say where the worst-group accuracy of the validation groups `by` is highest, the last time
-    (among those before `patience` records without a better one): {step, va, va_acc, te_wga, te_xrm, te_acc,
-    te_class}"""
+    (of those before `patience` records without a better one): {step, va, va_acc, te_wga, te_xrm, te_acc, te_class}"""
     v = wga(r[f'va_{by}'])
     k = last_best(v, patience)
     return dict(step=int(r['step'][k]), va=float(v[k]), va_acc=float(r['va_acc'][k]),
@@ -308,13 +304,13 @@ def best_combination(runs:dict, by:str, patience:int=0) -> int:
     return max(best, key=lambda k: (best[k]['va'], best[k]['va_acc']))
 
 def best_twins(runs:dict, b) -> int:
-    """The combination, of phase 1 runs {combination: what it found}, that ends with the most flipped labels; BadRequest
-    if none makes groups"""
+    """The combination, of phase 1 runs {combination: what it found}, that ends with the most flipped labels;
+    BadRequest if none makes groups"""
     able = {k: r['flips'][-1, 0] for k, r in runs.items() if not useless(r, b)}
     if not able:
         raise BadRequest('in no combination of phase 1 both environments occur in every class of the training and of '
-                         'the validation examples: train longer, take another network, or there is no shortcut to '
-                         'discover')
+                         'the validation examples: '
+                         'train longer, take another network, or there is no shortcut to discover')
     return max(able, key=able.get)
 
 # %% ../nbs/39_sweeps.ipynb #3134a559
@@ -329,14 +325,13 @@ def protocol(s, arms:dict, by:tuple=('true', 'xrm'), jobs:int=1, device:str='cpu
     twins = {seed: twins_run(s1, comb, seed if only is None else only, device) for seed in range(s.seeds)}
     more = run_all(compute_twins, {v['seed']: v for v in twins.values() if v['seed']}, jobs, force)
     found = {k: first[comb] if v['seed'] == 0 else more[v['seed']] for k, v in twins.items()}
-    search = run_all(compute_method,
-                     {(arm, k): method_run(s, *what, k, 0, twins[0], device) for arm, what in arms.items()
-                      for k in range(s.combs)}, jobs, force)
-    chosen = {(arm, how): best_combination({k: search[arm, k] for k in range(s.combs)}, how, patience) for arm in arms
-              for how in by}
+    search = run_all(compute_method, {(arm, k): method_run(s, *what, k, 0, twins[0], device)
+                                      for arm, what in arms.items() for k in range(s.combs)}, jobs, force)
+    chosen = {(arm, how): best_combination({k: search[arm, k] for k in range(s.combs)}, how, patience)
+              for arm in arms for how in by}
     runs = {(arm, how, seed): method_run(s, *arms[arm], k, seed, twins[seed], device)
             for (arm, how), k in chosen.items() for seed in range(s.seeds)}
-    final = {(arm, how, 0): search[arm, k] for (arm, how), k in chosen.items()} | run_all(compute_method,
-        {k: v for k, v in runs.items() if k[2]}, jobs, force)
+    final = ({(arm, how, 0): search[arm, k] for (arm, how), k in chosen.items()}
+             | run_all(compute_method, {k: v for k, v in runs.items() if k[2]}, jobs, force))
     return SimpleNamespace(benchmark=b, first=first, comb=comb, twins=found, search=search, chosen=chosen, final=final,
                            runs=runs)

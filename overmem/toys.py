@@ -39,8 +39,8 @@ class Problem(NamedTuple):
     assign: Tensor                # (S,n) bool: the first twin trains on this example
 
 def problem(seeds, sigma:float, n_nets:int=1, device:str='cpu') -> Problem:
-    """The interpretable experiment with noise of scale sigma for all seeds; `n_nets` networks are drawn, the last is
-    the one to train"""
+    """The interpretable experiment with noise of scale sigma for all seeds;
+    `n_nets` networks are drawn, the last is the one to train"""
     def draw(seed):
         tr, va = make_toy(seed, sigma), make_toy(seed + 1, sigma, rho=.5)
         return (tr, va, [nn.Linear(1800, 2, bias=False) for _ in range(n_nets)],
@@ -82,8 +82,8 @@ def watched(model, p:Problem, objective, lr:float, epochs:int, every:int=1, name
 
 # %% ../nbs/39_toys.ipynb #4cad7f81
 def held_out(c:dict) -> dict:
-    """The twins of the problem that `c` describes, trained: {z_out (S,n,K), flipped (E,2,S): share of the labels of
-    majority and minority that are flipped, after each epoch}"""
+    """The twins of the problem that `c` describes, trained: {z_out (S,n,K), flipped (E,2,S):
+    share of the labels of majority and minority that are flipped, after each epoch}"""
     device = find_device(c['device'])
     p, flips = problem(c['seeds'], c['sigma'], 3, device), []
     xrm, twins = XRM(p.tr[1], p.assign, 2, balanced=False), Twins(*p.nets[:2])
@@ -101,8 +101,8 @@ def trained(c:dict) -> dict:
     if c['method'] == 'MAT':
         shift = mat_shift(torch.from_numpy(twins_of(c)['z_out']).to(device), p.tr[1], c['temp'], 2)
         right = shift.exp().gather(-1, p.tr[1][..., None])[..., 0]
-        out['p'], objective = (torch.stack(
-            [(right*who).sum(-1).cpu()/who.sum(-1).cpu() for who in (p.tr[2], ~p.tr[2])]), mat(shift))
+        out['p'], objective = torch.stack([
+            (right*who).sum(-1).cpu()/who.sum(-1).cpu() for who in (p.tr[2], ~p.tr[2])]), mat(shift)
     out |= watched(p.nets[-1], p, objective, c['lr'], c['epochs'], c['every'], c['name'])
     return out | dict(w=p.nets[-1].weight.detach().cpu(), x=p.tr[0][0, :, :2].cpu(), y=p.tr[1][0].cpu())
 
@@ -150,8 +150,8 @@ class Shared(nn.Module):
         return (x @ self.weight.flatten(0, 1).T).unflatten(-1, self.weight.shape[:2]).movedim(-2, 0)
 
 def on_subsets(c:dict) -> dict:
-    """Memorization in the toy under seed `c['seed']` by `models` networks on subsets: {mem (n,), majority (n,), in_acc
-    and out_acc (n,)}"""
+    """Memorization in the toy under seed `c['seed']` by `models` networks on subsets:
+    {mem (n,), majority (n,), in_acc and out_acc (n,)}"""
     device, z = (find_device(c['device']),
                  twins_of(dict(c, seeds=[c['seed']]))['z_out'] if c['method'] == 'MAT' else None)
     # after the twins, which may have been trained just now: networks are drawn from where this leaves the generator
@@ -183,15 +183,16 @@ def _zero(device):
     return model
 
 def quick_run(c:dict) -> dict:
-    """XRM and GroupDRO in the toy under seed `c['seed']`: {env (n,) of the training examples, majority (n,), and for
-    each source of groups, class, human and xrm, va_ and te_ (E,) worst-group accuracies}"""
+    """XRM and GroupDRO in the toy under seed `c['seed']`: {env (n,) of the training examples, majority (n,),
+    and for each source of groups, class, human and xrm, va_ and te_ (E,) worst-group accuracies}"""
     device = find_device(c['device'])
     tr, va, te = (type(v)(*(a.to(device) for a in v))
                   for v in (make_toy(c['seed'] + k, c['sigma'], rho) for k, rho in enumerate((.9, .5, .5))))
     twins, xrm = Twins(_zero(device), _zero(device)), XRM(tr.y, torch.rand(len(tr.y), device=device) < .5, 2)
     batch = lambda g=None: [Batch(torch.arange(len(tr.y), device=device), tr.x, tr.y, g)]
-    descend = lambda model, objective, g=None, after=(): fit(model, batch(g), objective,
-        torch.optim.SGD(model.parameters(), c['lr']), constant(c['lr']), c['epochs'], after_epoch=after)
+    descend = lambda model, objective, g=None, after=(): fit(
+        model, batch(g), objective, torch.optim.SGD(model.parameters(), c['lr']),
+        constant(c['lr']), c['epochs'], after_epoch=after)
     descend(twins, xrm)
     with torch.no_grad(): env = [cross_mistakes(twins(v.x), v.y) for v in (tr, va)]
     human = [2*v.y + v.majority for v in (tr, va, te)]

@@ -34,8 +34,7 @@ def constant(lr:float) -> Callable:
     return lambda t: lr
 
 def triangle(lr_max:float, epochs:float, peak:float|None=None) -> Callable:
-    """Linear from 0 up to `lr_max` at epoch `peak` (default the middle) and down to 0 at `epochs` (dom.md 3.2,
-    zerograd.md 3.3)"""
+    "Linear from 0 to `lr_max` at epoch `peak` (default: middle), down to 0 at `epochs` (dom.md 3.2, zerograd.md 3.3)"
     top = epochs/2 if peak is None else peak
     return lambda t: lr_max*(t/top if t <= top else (epochs - t)/(epochs - top))
 
@@ -44,42 +43,37 @@ def staircase(lr_max:float, after:dict) -> Callable:
     return lambda t: lr_max/max([1, *(by for e, by in after.items() if t > e)])
 
 def onedrop(lr_max:float, at:float) -> Callable:
-    """`lr_max`, and a tenth of it once t >= `at`: ZeroGrad's second schedule, whose last batch before `at` is already
-    slow (zerograd.md 3.3)"""
+    """`lr_max`, and a tenth of it once t >= `at`: ZeroGrad's second schedule,
+    whose last batch before `at` is already slow (zerograd.md 3.3)"""
     return lambda t: lr_max if t < at else lr_max/10
 
 # %% ../nbs/22_train.ipynb #cacff794
 @dataclass
 class Place:
-    """Where a run is: `done` batches of epoch `epoch` are behind it; `order` (n,) is that epoch's order of samples,
-    None before it is drawn"""
+    """Where a run is: `done` batches of epoch `epoch` are behind it;
+    `order` (n,) is that epoch's order of samples, None before it is drawn"""
     epoch: int = 0
     done: int = 0
     order: Tensor|None = None
 
 def fit(model, loader, objective:Objective, opt, lr:Callable, epochs:int,
-    # (epoch, batch, step) after every update, whose tensors the next step may overwrite; returning True ends the
-    # training
-    record:Callable|None=None,
+    record:Callable|None=None,    # (epoch, batch, step) after each update; the next may overwrite them; True: stop
     after_epoch=(),               # functions of (epoch, model)
     precision:str='fp32',         # 'fp32', 'bf16', or 'auto': bf16 where the device computes in it
-    # 'auto': record the step as a CUDA graph where there is a GPU; 'off', 'graph', 'compiled' (by torch.compile, then
-    # recorded), or a recorder
-    capture='auto',
+    capture='auto',               # 'auto': a CUDA graph on a GPU; 'off', 'graph', 'compiled' (and recorded), a recorder
     at:Place|None=None):          # where to begin, and afterwards where it ended
-    """Train; everything particular to a method is inside `objective`. Raises RunFailed when the loss stops being a
-    number or memory runs out"""
+    """Train; everything particular to a method is inside `objective`.
+    Raises RunFailed when the loss stops being a number or memory runs out"""
     keep_memory()
     at = at or Place()
     watch = Watch(at.epoch*len(loader) + at.done)
-    with shared(model, objective) as objective, engine(model, loader, objective, opt, precision, capture,
-            watch) as step:
+    with (shared(model, objective) as objective,
+          engine(model, loader, objective, opt, precision, capture, watch) as step):
         while at.epoch < epochs:
             model.train()
             todo = _todo(loader, at)
             for i in todo[at.done:]:
-                # in (0, epochs], as in DOM's and ZeroGrad's code
-                t = at.epoch + (at.done + 1)/len(todo)
+                t = at.epoch + (at.done + 1)/len(todo)  # in (0, epochs], as in DOM's and ZeroGrad's code
                 with advice(loader): b, s = step(i, t, lr(t))
                 at.done += 1
                 if record and watch.first(record, at.epoch, b, s): return model
@@ -118,10 +112,10 @@ class Watch:
         for loss, (_, t, lr) in zip(torch.stack([l for l, _, _ in seen]).tolist() if seen else [], seen):
             self.steps += 1
             if not math.isfinite(loss):
-                raise RunFailed(f'the loss became {loss} at step {self.steps} (epoch {t:.2f}) with learning rate '
-                                f'{lr:.3g}; '
-                                                        f"the last finite loss was "
-                                                        f"{'not seen' if self.last is None else format(self.last, '.4g')}. Try a smaller learning rate")
+                raise RunFailed(
+                    f'the loss became {loss} at step {self.steps} (epoch {t:.2f}) with learning rate {lr:.3g}; '
+                    f"the last finite loss was {'not seen' if self.last is None else format(self.last, '.4g')}. "
+                    'Try a smaller learning rate')
             self.last = loss
     def first(self, record:Callable, *what):
         "record(*what); if it fails, say first what the losses have to say"
@@ -152,8 +146,8 @@ class Recorded:
     def __init__(self, step:Callable, opt, bs:int, phase:Callable, record:Callable, device, warm:int=3):
         self.step, self.bs, self.phase, self.record, self.warm = step, bs, phase, record, warm
         self.now, self.lr = torch.zeros((), dtype=torch.double, device=device), torch.zeros((), device=device)
-        self.positions, self.key, self.seen, self.replay = (torch.zeros(bs, dtype=torch.long, device=device),
-            object(), 0, None)
+        self.positions, self.key, self.seen, self.replay = (
+            torch.zeros(bs, dtype=torch.long, device=device), object(), 0, None)
         for group in opt.param_groups: group['lr'] = self.lr
     def __call__(self, i:Tensor, t:float, lr:float) -> tuple:
         self.now.fill_(t)
@@ -171,12 +165,12 @@ def _recording(record, work):
     try: return record(work)
     except RuntimeError as e:
         if isinstance(e, torch.OutOfMemoryError): raise
-        raise RunFailed(f'the step could not be recorded ({str(e).splitlines()[0]}): use capture off, and drop losses '
-                        f'of this model that still hang on their graph') from e
+        raise RunFailed(f'the step could not be recorded ({str(e).splitlines()[0]}): use capture off, '
+                        'and drop losses of this model that still hang on their graph') from e
 
 def cuda_graph(work:Callable) -> Callable:
-    """Record `work()` on the current stream, without running it; the function returned runs it and gives the same
-    output tensors each time"""
+    """Record `work()` on the current stream, without running it;
+    the function returned runs it and gives the same output tensors each time"""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()): out = work()
     def replay():
@@ -186,8 +180,7 @@ def cuda_graph(work:Callable) -> Callable:
 
 @contextlib.contextmanager
 def side_stream(device):
-    """The block's work goes to a stream of its own on `device`, as recording demands; at the end the device has
-    finished it"""
+    "The block's work goes to a stream of its own on `device`, as recording demands; at the end the device is done"
     with torch.cuda.device(device):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -207,8 +200,8 @@ def hindrance(model, loader, objective, opt) -> str:
     return '' if next(model.parameters()).is_cuda else 'the model is not on a GPU'
 
 def recorder(capture, model, loader, objective, opt) -> Callable|None:
-    """What records the steps: None where they run eagerly, for a reason that is said unless it is that there is no GPU
-    and none was asked for"""
+    """What records the steps: None where they run eagerly, for a reason that is said
+    unless it is that there is no GPU and none was asked for"""
     if callable(capture): return capture
     if capture not in ('auto', 'off', 'graph', 'compiled'):
         raise BadRequest(f"no capture '{capture}': there are auto, off, graph and compiled")
@@ -228,8 +221,7 @@ def engine(model, loader, objective, opt, precision, capture, watch):
     if record is None:
         yield partial(_eager, once, opt, watch)
         return
-    # kernels are chosen in the steps before the recording
-    if device.type == 'cuda': torch.backends.cudnn.benchmark = True
+    if device.type == 'cuda': torch.backends.cudnn.benchmark = True  # kernels are chosen in the steps before recording
     with side_stream(device) if device.type == 'cuda' else contextlib.nullcontext():
         yield partial(_watched, Recorded(once, opt, loader.bs, partial(phase_of, objective), record, device), watch)
 
@@ -254,14 +246,14 @@ class _NoValues(TorchDispatchMode):
             raise RunFailed(f'{name} carries a tensor to the device')
         if name in self.WAITS: raise RunFailed(f'{name} waits for values')
         if (name in ('index', 'index_put', 'index_put_', '_index_put_impl_')
-            and any(a.dtype == torch.bool for a in torch.utils._pytree.tree_leaves(args[1]))):
+                and any(a.dtype == torch.bool for a in torch.utils._pytree.tree_leaves(args[1]))):
             raise RunFailed('indexing by a mask has no fixed shape')
         if len({a.device for a in tensors if a.dim()}) > 1: raise RunFailed(f'{name} mixes devices')
         return func(*args, **(kwargs or {}))
 
 def obstacle(objective:Objective, model, b:Batch, t:float=1.) -> str:
-    """What would keep this step from being recorded, '' if nothing; the model, the batch and the objective's state must
-    be on the meta device"""
+    """What would keep this step from being recorded, '' if nothing;
+    the model, the batch and the objective's state must be on the meta device"""
     before = getattr(objective, 'state', {})
     try:
         with _NoValues():
@@ -272,8 +264,8 @@ def obstacle(objective:Objective, model, b:Batch, t:float=1.) -> str:
 
 # %% ../nbs/22_train.ipynb #7f53149b
 def pack(model, opt=None, state:dict|None=None, at:Place|None=None) -> dict:
-    """Everything a run needs to go on, as a flat {name: tensor}: model.*, opt.*, state.*, place.order, and the random
-    state of every device"""
+    """Everything a run needs to go on, as a flat {name: tensor}: model.*, opt.*, state.*, place.order,
+    and the random state of every device"""
     out = {f'model.{k}': v for k, v in model.state_dict().items()}
     for i, s in (opt.state_dict()['state'] if opt else {}).items():
         out |= {f'opt.{i}.{k}': torch.as_tensor(v) for k, v in s.items() if v is not None}
@@ -285,10 +277,9 @@ def pack(model, opt=None, state:dict|None=None, at:Place|None=None) -> dict:
     return {k: v.detach().cpu().contiguous() for k, v in out.items()}
 
 def save_checkpoint(path:Path, model, opt=None, state:dict|None=None, at:Place|None=None, **meta):
-    """Write a checkpoint, whole or not at all; `meta` (config, ...) and the place travel as JSON in its header. Weights
-    that are no numbers are not worth keeping: RunFailed"""
-    # safetensors refuses shared memory
-    tensors = {k: v.clone() for k, v in pack(model, opt, state, at).items()}
+    """Write a checkpoint, whole or not at all; `meta` (config, ...) and the place travel as JSON in its header.
+    Weights that are no numbers are not worth keeping: RunFailed"""
+    tensors = {k: v.clone() for k, v in pack(model, opt, state, at).items()}  # safetensors refuses shared memory
     if not all(v.isfinite().all() for v in part(tensors, 'model').values()):
         raise RunFailed('the weights are no longer finite; the last checkpoint is kept. Try a smaller learning rate')
     meta |= dict(epoch=at.epoch, done=at.done) if at else {}
@@ -301,8 +292,8 @@ def read_checkpoint(path:Path) -> tuple:
     try:
         with safe_open(path, 'pt') as f: tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     except Exception as e:
-        raise BadRequest(
-            f'{path} is damaged or no checkpoint ({str(e).splitlines()[0]}): delete it and run again') from None
+        raise BadRequest(f'{path} is damaged or no checkpoint ({str(e).splitlines()[0]}): '
+                         'delete it and run again') from None
     if 'overmem' not in meta:
         raise BadRequest(f'{path} was not written by overmem: it has no configuration in its header')
     if digest(tensors, meta['overmem']) != meta.get('digest'):

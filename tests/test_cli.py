@@ -18,8 +18,8 @@ TINY = ('--data', 'digits', '--model', 'cnn(4)', '--epochs', '3', '--n', '256', 
 
 
 def test_help_imports_no_torch():
-    code = ("import sys; from click.testing import CliRunner; from overmem.cli import cli; assert "
-            "CliRunner().invoke(cli, ['--help']).exit_code == 0; assert 'torch' not in sys.modules")
+    code = ("import sys; from click.testing import CliRunner; from overmem.cli import cli; "
+            "assert CliRunner().invoke(cli, ['--help']).exit_code == 0; assert 'torch' not in sys.modules")
     subprocess.run([OVERMEM.parent/'python', '-c', code], check=True)
 
 
@@ -40,8 +40,8 @@ def test_experiment_at_smoke(overmem, name):
     r = overmem('run', name, '--budget', 'smoke', OVERMEM_PROGRESS='lines')
     assert r.returncode == 0, r.stderr
     out = overmem.home/'data'/'results'/name/'smoke'
-    assert ({p.name for p in out.iterdir()} == {'table.csv', 'figure.svg', 'figure.png', 'verdict.json', 'run.json',
-        'notebook.ipynb'})
+    assert {p.name for p in out.iterdir()} == {'table.csv', 'figure.svg', 'figure.png', 'verdict.json', 'run.json',
+                                               'notebook.ipynb'}
     about, verdicts = json.loads((out/'run.json').read_text()), json.loads((out/'verdict.json').read_text())
     assert about['budget'] == 'smoke' and about['wall_seconds'] > 0 and about['images_trained'] > 0
     assert {v['verdict'] for v in verdicts} <= {'not testable at this budget'}
@@ -49,8 +49,8 @@ def test_experiment_at_smoke(overmem, name):
             and str(ROOT) not in (out/'notebook.ipynb').read_text())
     assert sum(p.stat().st_size for p in out.iterdir()) < 1_000_000
     assert (overmem('report').returncode == 0
-            and f'[{name}]({name}/smoke/notebook.ipynb) | [smoke](' in (
-                overmem.home/'data'/'results'/'SCOREBOARD.md').read_text())
+            and f'[{name}]({name}/smoke/notebook.ipynb) | [smoke]('
+                in (overmem.home/'data'/'results'/'SCOREBOARD.md').read_text())
 
 
 def test_two_at_a_time_and_a_pattern(overmem):
@@ -243,8 +243,8 @@ def left_behind(run):
 
 @pytest.mark.parametrize('objective', ['adv(rs_fgsm(.1, .125))', 'dom_re(adv(rs_fgsm(.1, .125)), 2., 10)'])
 def test_killed_at_random_moments(overmem, objective):
-    """kill -9 at three random moments, most of them in the middle of an epoch; the same command goes on, and leaves bit
-    for bit what an undisturbed run leaves"""
+    """kill -9 at three random moments, most of them in the middle of an epoch;
+    the same command goes on, and leaves bit for bit what an undisturbed run leaves"""
     args = ('train', objective, *TINY, '--precision', 'fp32', '--epochs', '40', '--bs', '16', '--history',
             '--save-every', '0.0005', '--name', 'killed')
     env = os.environ | dict(OVERMEM_HOME=str(overmem.home), OVERMEM_DATA=str(overmem.home))
@@ -270,8 +270,7 @@ def test_killed_at_random_moments(overmem, objective):
 
 
 def test_altered_checkpoint_of_an_unfinished_run(overmem, refused):
-    """A run whose checkpoint was cut short, altered by a bit, or comes from another configuration is refused by name;
-    nothing is lost"""
+    "A checkpoint cut short, altered by a bit, or of another configuration is refused by name; nothing is lost"
     train = lambda *a: overmem('train', 'adv', *TINY, '--name', 'x', *a)
     assert train().returncode == 0 and train('--seed', '1').returncode == 0
     one, two = sorted((overmem.home/'data'/'runs').glob('x-*'))
@@ -302,20 +301,22 @@ def test_bench(overmem):
 @pytest.mark.parametrize('jobs', (1, 2))
 def test_autoattack_killed_and_resumed(overmem, jobs):
     "kill -9 in the middle of AutoAttack; the same command goes on, and leaves what an undisturbed evaluation leaves"
-    assert (overmem('train', 'pgd', '-p', 'alpha=.05', '-p', 'steps=3', *TINY, '--epochs', '12', '--name',
-                    'aa').returncode == 0)
+    assert overmem('train', 'pgd', '-p', 'alpha=.05', '-p', 'steps=3', *TINY,
+                   '--epochs', '12', '--name', 'aa').returncode == 0
     run, = (overmem.home/'data'/'runs').glob('aa-*')
     args = ('eval', run/'last.safetensors', '--attack', 'pgd10,aa', '--n', '60', '--eps', '.1', '--jobs', jobs)
     env = os.environ | dict(OVERMEM_HOME=str(overmem.home), OVERMEM_DATA=str(overmem.home))
     p = subprocess.Popen([OVERMEM, *map(str, args)], env=env, stdout=subprocess.DEVNULL)
     def begun(f):
         with np.load(f) as saved: return saved['at'].any()
-    # a batch is done
-    while not any(begun(f) for f in run.glob('last.aa-*.npz')): assert p.poll() is None; time.sleep(.02)
+    while not any(begun(f) for f in run.glob('last.aa-*.npz')):  # until a batch is done
+        assert p.poll() is None
+        time.sleep(.02)
     p.send_signal(signal.SIGKILL)
     p.wait()
-    assert (not (run/'last.eval.json').exists() and {f.stem.partition('0.10000')[2] for f in run.glob('last.aa-*.npz')}
-            <= ({''} if jobs == 1 else {'-1of2', '-2of2'}))
+    assert (not (run/'last.eval.json').exists()
+            and {f.stem.partition('0.10000')[2] for f in run.glob('last.aa-*.npz')}
+                <= ({''} if jobs == 1 else {'-1of2', '-2of2'}))
     results = lambda: {k: v.tolist() for k, v in np.load(run/'last.eval.npz').items()}
     r = overmem(*args)
     assert r.returncode == 0 and 'apgd_t' in r.stdout, r.stderr
@@ -327,13 +328,12 @@ def test_autoattack_killed_and_resumed(overmem, jobs):
             and json.loads((run/'last.eval.json').read_text())['attacks']['aa'].startswith('autoattack'))
 
 
-MEM = ('mem', '--dataset', 'digits', '--model', 'mlp(64, (64,))', '--models', '30', '--epochs', '10', '--lr',
-       'constant(.1)', '--bs', '32')
+MEM = ('mem', '--dataset', 'digits', '--model', 'mlp(64, (64,))', '--models', '30',
+       '--epochs', '10', '--lr', 'constant(.1)', '--bs', '32')
 
 
 def test_a_shard_killed_and_started_again(overmem):
-    """kill -9 to one of two shards; started again it trains only what is missing, and the scores are those of one
-    process"""
+    "kill -9 to one of two shards; started again it trains only what is missing; the scores are those of one process"
     folders = lambda: [*(overmem.home/'data'/'runs').glob('mem-digits-*')]
     rows = lambda: {f.name: f.stat().st_mtime_ns for d in folders() for f in d.glob('row-*.npz')}
     p = subprocess.Popen([OVERMEM, *MEM, '--rank', '0', '--world', '2'],
@@ -349,8 +349,9 @@ def test_a_shard_killed_and_started_again(overmem):
     assert r.returncode == 0 and 'reliability' in r.stdout, r.stderr
     assert len(rows()) == 30 and all(rows()[n] == t for n, t in first.items())
     found = Path(r.stdout.strip().splitlines()[-1])
-    assert ({f.name for f in found.iterdir()} >= {'scores.npz', 'summary.json', 'most_memorized.csv',
-        'most_memorized.png', 'pairs.csv', 'high_infl_pairs_infl0.15_mem0.25.npz'})
+    assert {f.name for f in found.iterdir()} >= {
+        'scores.npz', 'summary.json', 'most_memorized.csv', 'most_memorized.png', 'pairs.csv',
+        'high_infl_pairs_infl0.15_mem0.25.npz'}
     again = overmem(*MEM, '--force', '--jobs', '2', '--out', overmem.home/'again')
     assert again.returncode == 0, again.stderr
     a, b = np.load(found/'scores.npz'), np.load(overmem.home/'again'/'scores.npz')
@@ -381,9 +382,8 @@ def network(): return Net()
         assert r.returncode == 0 and '20 models, each on 70% of 40 images' in r.stdout, r.stderr
     folders = lambda: {d.name for d in (overmem.home/'data'/'runs').glob('mem-mine-load-*')}
     before, text = folders(), (overmem.home/'mine.py').read_text()
-    (overmem.home/'mine.py').write_text(text.replace('nn.Linear(16, 2)', 'nn.Linear(16, 3)'))
-    # another network, other models
-    assert overmem(*args, '--model', 'mine:network').returncode == 0 and len(folders() - before) == 1
+    (overmem.home/'mine.py').write_text(text.replace('nn.Linear(16, 2)', 'nn.Linear(16, 3)'))  # another network,
+    assert overmem(*args, '--model', 'mine:network').returncode == 0 and len(folders() - before) == 1  # other models
 
 
 def test_scores_overwrite_nothing(overmem, refused):
@@ -398,8 +398,8 @@ def test_scores_overwrite_nothing(overmem, refused):
 
 def test_benign_training_reads_scores(overmem, refused):
     "The file of `overmem mem` is what `bat` asks for; scores of other images are refused"
-    assert (overmem('mem', '--dataset', 'digits', '--n', '150', '--classes', '3,8', '--engine', 'nearest', '--models',
-                    '20', '--out', 'found').returncode == 0)
+    assert overmem('mem', '--dataset', 'digits', '--n', '150', '--classes', '3,8', '--engine', 'nearest',
+                   '--models', '20', '--out', 'found').returncode == 0
     args = ('train', "bat(in_eval(pgd(.1, .05, 2)), 'found/scores.npz')", '--data', 'digits', '--model', 'cnn(4)',
             '--epochs', '1', '--attack', 'fgsm')
     r = overmem(*args, '--n', '150', '--classes', '3,8')
@@ -410,8 +410,8 @@ def test_benign_training_reads_scores(overmem, refused):
 
 
 def test_groups_of_ones_own_images(overmem, refused):
-    """A table and a folder of images: environments, who learns best with them, pictures; what is wrong with a table in
-    one line"""
+    """A table and a folder of images: environments, who learns best with them, pictures;
+    what is wrong with a table in one line"""
     import numpy as np
     from PIL import Image
     rng, rows, images = np.random.default_rng(0), [], overmem.home/'images'
@@ -420,8 +420,8 @@ def test_groups_of_ones_own_images(overmem, refused):
         core, split = k % 2, ('train', 'val', 'test')[k//2 % 3]
         y = core ^ int(rng.random() < .25)                               # labels are noisy, or nobody would be wrong
         a = y ^ int(rng.random() < .15)
-        Image.fromarray((rng.random((12, 10, 3))*40 + 120*np.array([core/2, a, 0])).astype(np.uint8)).save(
-            images/f'{k}.png')
+        Image.fromarray((rng.random((12, 10, 3))*40
+                         + 120*np.array([core/2, a, 0])).astype(np.uint8)).save(images/f'{k}.png')
         rows.append(f'{k}.png,{split},{y},{a}')
     def table(text): (overmem.home/'my.csv').write_text(text)
     table('filename,split,y,a\n' + '\n'.join(rows))
@@ -459,8 +459,8 @@ def test_board(overmem, refused):
     events.Reload()
     assert set(events.Tags()['scalars']) == {*rows[0]} - {'epoch'}
     for k in events.Tags()['scalars']:
-        assert ([(e.step, np.float32(e.value)) for e in events.Scalars(k)] == [(r['epoch'], np.float32(r[k]))
-            for r in rows]), k
+        assert ([(e.step, np.float32(e.value)) for e in events.Scalars(k)]
+                == [(r['epoch'], np.float32(r[k])) for r in rows]), k
 
 
 def test_doctor(overmem):

@@ -40,8 +40,7 @@ def test_dom_around_an_objective(dom, inner):
     if dom in ('dom_re', 'adaptive', 'own', 'random', 'group', 'known'):
         assert 0 < (s.w == 0).sum() < len(b.y)
         if plain.w is None: assert set(s.w.tolist()) == {0., 1.}
-        # the weights of GAIRAT or BAT are still in there
-        else: assert s.w.max() > 1
+        else: assert s.w.max() > 1  # the weights of GAIRAT or BAT are still in there
     else:
         x = s.x.detach()
         moved = (x - b.x).abs().flatten(1).max(1).values > EPS + 1e-5

@@ -31,28 +31,28 @@ METHODS = dict(
     zerograd=lambda: adv(zerograd(EPS, q=.35)), multigrad=lambda: adv(multigrad(EPS)),
     grad_align=lambda: grad_align(EPS), free_at=lambda: free_at(EPS, 2, 8, (3, 8, 8)),
     trades=lambda: trades(to_clean(pgd(EPS, EPS/2, 2, loss=kl_to, start=near))), mart=lambda: mart(INNER),
-    gairat=lambda: gairat(EPS, EPS/2, 2, begin=0),
-    bat=lambda: bat(INNER, torch.linspace(0, .5, N)), dom_re=lambda: dom_re(adv(INNER), lowest(.4), 0),
-    known=lambda: remove_known(adv(), 2.3, 0, N), group=lambda: remove_group(adv(), 2.3, 0),
-    dom_da=lambda: dom_da(adv(), lowest(.1), 0, crop_flip(2), iters=2),
+    gairat=lambda: gairat(EPS, EPS/2, 2, begin=0), bat=lambda: bat(INNER, torch.linspace(0, .5, N)),
+    dom_re=lambda: dom_re(adv(INNER), lowest(.4), 0), known=lambda: remove_known(adv(), 2.3, 0, N),
+    group=lambda: remove_group(adv(), 2.3, 0), dom_da=lambda: dom_da(adv(), lowest(.1), 0, crop_flip(2), iters=2),
     masked=lambda: dom_da_masked(adv(), lowest(.4), 0, crop_flip(1), iters=2), group_dro=lambda: GroupDRO(adv(), 2, .1),
     mat=lambda: mat_in_batch(torch.linspace(-1, 1, 10*N, dtype=torch.double).view(N, 10), 1., 10),
     xrm=lambda: XRM(torch.arange(N) % 10, torch.arange(N) % 2 == 0, 10))
 
 
 def trained(name) -> dict:
-    """What three updates leave: weights, running averages, the method's state, losses as `record` sees them, accuracies
-    as `after_epoch` does; in float64"""
+    """What three updates leave: weights, running averages, the method's state, losses as `record` sees them,
+    accuracies as `after_epoch` does; in float64"""
     with seeded(0):
         x, y, g = torch.rand(N, 3, 8, 8, dtype=torch.double), torch.randint(10, (N,)), torch.randint(2, (N,))
     seed_all(3)
-    net, seen, objective = (Twins(preact_resnet(4), preact_resnet(4)) if name == 'xrm' else preact_resnet(4)).double(
-        ), [], METHODS[name]()
+    net, seen, objective = (
+        (Twins(preact_resnet(4), preact_resnet(4)) if name == 'xrm' else preact_resnet(4)).double(),
+        [], METHODS[name]())
     loader = TensorLoader(x, y, g, bs=8, aug=crop_flip(2))
     fit(net, Replay(loader, 2) if name == 'free_at' else loader, attached(objective, net), sgd(net), constant(.1), 1,
         lambda e, b, s: seen.append(torch.stack([s.losses, b.i.double()])), [lambda e, m: seen.append(m.eval()(x))])
-    return net.state_dict() | getattr(objective, 'state', {}) | dict(seen=torch.cat([v.flatten() for v in seen]),
-        random=torch.get_rng_state())
+    return net.state_dict() | getattr(objective, 'state', {}) | dict(
+        seen=torch.cat([v.flatten() for v in seen]), random=torch.get_rng_state())
 
 
 def process(rank, world, store, out):
@@ -64,8 +64,8 @@ def process(rank, world, store, out):
 
 @pytest.fixture(scope='module', params=[2, 3])
 def apart(request, tmp_path_factory):
-    """What each process found; with three, the last one's share of a batch of five, or of a few memorized images, may
-    be a single image or none"""
+    """What each process found; with three, the last one's share of a batch of five,
+    or of a few memorized images, may be a single image or none"""
     d = tmp_path_factory.mktemp('apart')
     mp.spawn(process, (request.param, d/'store', d/'found'), request.param)
     return [torch.load(f'{d}/found-{r}') for r in range(request.param)]
@@ -88,10 +88,11 @@ def test_shares_differ(apart):
 
 
 def torchrun(home, *args, processes=2, restarts=0):
-    return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(processes),
-                             '--max-restarts', str(restarts), '-m', 'overmem', *map(str, args)],
-                            env=dict(os.environ, OVERMEM_HOME=str(home), OMP_NUM_THREADS='1'), stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(processes),
+         '--max-restarts', str(restarts), '-m', 'overmem', *map(str, args)],
+        env=dict(os.environ, OVERMEM_HOME=str(home), OMP_NUM_THREADS='1'),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 RUN = ('train', 'adv(pgd(8/255, 4/255, 2))', '--data', 'digits', '--n-train', 500, '--n-test', 200, '--epochs', 8,
@@ -118,8 +119,8 @@ def finished(p):
 
 
 def test_torchrun(tmp_path):
-    """Metrics of two processes equal those of one; a killed process is replaced, and the run ends where it would have
-    ended"""
+    """Metrics of two processes equal those of one; a killed process is replaced,
+    and the run ends where it would have ended"""
     alone = subprocess.run([sys.executable, '-m', 'overmem', *map(str, RUN)],
                            env=dict(os.environ, OVERMEM_HOME=str(tmp_path/'one'), OMP_NUM_THREADS='1'),
                            capture_output=True, text=True)
@@ -145,8 +146,8 @@ def test_what_torchrun_cannot_do_is_said_once(tmp_path):
     for args, says in ((('train', 'adv()', '--data', 'digits', '--shrink', 3), 'does not divide'),
                        (('list',), 'torchrun is for `train`'),
                        (('train', 'adv()', '--data', 'digits', '--device', 'cuda:1'), 'a GPU of its own'),
-                       (('train', 'adv()', '--data', 'digits', '--n-train', 300, '--lr', 'constant(1e30)', '--name',
-                         'wild'), 'the loss became')):
+                       (('train', 'adv()', '--data', 'digits', '--n-train', 300, '--lr', 'constant(1e30)',
+                         '--name', 'wild'), 'the loss became')):
         p = torchrun(tmp_path, *args)
         _, err = ended(p)
         lines = [l for l in err.splitlines() if l.startswith('overmem: ')]

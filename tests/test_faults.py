@@ -1,5 +1,5 @@
-"""Workers die, the disk fills, a file is corrupted, data go away: the end is a complete, correct table, or a line that
-names what is wrong; never a wrong number"""
+"""Workers die, the disk fills, a file is corrupted, data go away: the end is a complete, correct table,
+or a line that names what is wrong; never a wrong number"""
 import contextlib
 import hashlib
 import json
@@ -31,17 +31,16 @@ NAME = 'zg_curves'
 
 
 def command(home, *args, wait=True, **env):
-    p = subprocess.Popen([OVERMEM, *map(str, args)],
-                         env=os.environ | dict(OVERMEM_HOME=str(home), OVERMEM_DATA=str(home/'data'),
-                                               OMP_NUM_THREADS='1') | env, stdout=subprocess.DEVNULL,
-                                               stderr=subprocess.PIPE, text=True, cwd=home)
+    p = subprocess.Popen(
+        [OVERMEM, *map(str, args)],
+        env=os.environ | dict(OVERMEM_HOME=str(home), OVERMEM_DATA=str(home/'data'), OMP_NUM_THREADS='1') | env,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=home)
     if wait: p.said = said(p)
     return p
 
 
 def said(p):
-    """The lines that overmem says in the end, and tracebacks; a kernel and its interpreter may add remarks on their own
-    death"""
+    "What overmem says in the end, and tracebacks; a kernel and its interpreter may add remarks on their own death"
     return [l for l in p.communicate(timeout=300)[1].splitlines() if l.startswith(('overmem: ', 'Traceback'))]
 
 
@@ -65,8 +64,8 @@ def workers(pid):
 
 
 def test_killed_at_random(undisturbed, tmp_path):
-    """kill -9 to a worker, or to the notebook's kernel, four times; the same command ends with the table of an
-    undisturbed run"""
+    """kill -9 to a worker, or to the notebook's kernel, four times;
+    the same command ends with the table of an undisturbed run"""
     rng, killed = random.Random(0), 0
     for round in range(4):
         p = command(tmp_path, *SWEEP, '--jobs', '2', wait=False)
@@ -87,8 +86,8 @@ def small_disk(tmp_path):
     "A folder on a disk of its own, small_disk(size) makes it smaller or larger"
     d = tmp_path/'disk'
     d.mkdir()
-    if (os.getuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16k', 'overmem-test', d],
-                                      capture_output=True).returncode):
+    if os.getuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16k', 'overmem-test', d],
+                                     capture_output=True).returncode:
         pytest.skip('a file system cannot be mounted here')
     def resize(size): subprocess.run(['mount', '-o', f'remount,size={size}', d], check=True)
     resize.home = d
@@ -111,8 +110,8 @@ def test_full_disk(undisturbed, small_disk):
 
 
 def test_full_disk_and_histories(small_disk):
-    """Losses of each image are written page by page into a file whose room is taken at the start: a training is not
-    ended by a signal later"""
+    """Losses of each image are written page by page into a file whose room is taken at the start:
+    a training is not ended by a signal later"""
     args = ('train', 'adv', '--data', 'digits', '--model', 'cnn(4)', '--epochs', '200', '--every', '200', '--n', '1000',
             '--n-test', '10', '--history')
     small_disk('500k')
@@ -155,13 +154,13 @@ def found(rows=ROWS):
 
 
 def same(a, b):
-    return (a[0].equals(b[0]) and all(np.array_equal(x[f], y[f], equal_nan=x[f].dtype.kind == 'f')
-                                      for x, y in zip(a[1], b[1]) for f in x))
+    return a[0].equals(b[0]) and all(np.array_equal(x[f], y[f], equal_nan=x[f].dtype.kind == 'f')
+                                     for x, y in zip(a[1], b[1]) for f in x)
 
 
 def test_a_finished_run_is_corrupted(home):
-    """Every file of it, gone, cut, or with a bit turned: named and refused, or of no consequence; without its folder it
-    is done again"""
+    """Every file of it, gone, cut, or with a bit turned: named and refused, or of no consequence;
+    without its folder it is done again"""
     whole, rng = found(), random.Random(0)
     d = run_dir(resolved(TINY), train_code(TINY))
     for name in FILES:
@@ -209,8 +208,7 @@ def test_an_unfinished_run_is_corrupted(home, name):
     with pytest.raises(Killed): train_run(TINY, bar=Bar(), minutes=0)
     assert not (d/'DONE').exists() and read_checkpoint(d/'last.safetensors')[1]['epoch'] == 1
     data, rng = (d/name).read_bytes(), random.Random(2)
-    # of the header, in which not every bit counts
-    start = data.index(b'"epoch"') if name == 'metrics.jsonl' else 128
+    start = data.index(b'"epoch"') if name == 'metrics.jsonl' else 128  # of the header, in which not every bit counts
     for _ in range(20):
         (d/name).write_bytes(flipped(data, rng.randrange(start, start + 200), rng.randrange(8)))
         with pytest.raises(RunFailed, match=f'{name} is damaged'): run_all([TINY])
@@ -259,8 +257,7 @@ def test_results_are_cut(undisturbed, tmp_path):
     "The scoreboard names the folder; the same command writes it anew, from runs that are finished"
     shutil.copytree(undisturbed/'data', tmp_path/'data')
     folder = tmp_path/'data'/'results'/NAME/'smoke'
-    # as that of a budget, or the scoreboard would not look at it
-    shutil.move(folder.parent/'custom', folder)
+    shutil.move(folder.parent/'custom', folder)  # as that of a budget, or the scoreboard would not look at it
     for name in ('run.json', 'verdict.json'):
         data = (folder/name).read_bytes()
         (folder/name).write_bytes(data[:-40])
@@ -282,27 +279,25 @@ d.SOURCES['mnist'] = d.SOURCES['mnist']._replace(files={files})
 
 @pytest.fixture
 def small_set(tmp_path):
-    """Digits in the files of MNIST, and their checksums where every process of a command finds them; (folder,
-    environment)"""
+    "Digits in MNIST's files, and their checksums where every process of a command finds them; (folder, environment)"
     raw, sums = tmp_path/'sets'/'MNIST'/'raw', {}
     raw.mkdir(parents=True)
     for part, v, n in zip(('train', 't10k'), load('digits'), (300, 100)):
         x = np.kron(v.x[:n, 0].numpy(), np.ones((1, 3, 3), np.uint8))
         x = np.pad(x, ((0, 0), (2, 2), (2, 2)))
         (raw/f'{part}-images-idx3-ubyte').write_bytes(struct.pack('>4i', 2051, *x.shape) + x.tobytes())
-        (raw/f'{part}-labels-idx1-ubyte').write_bytes(struct.pack('>2i', 2049, n)
-            + v.y[:n].numpy().astype(np.uint8).tobytes())
+        (raw/f'{part}-labels-idx1-ubyte').write_bytes(
+            struct.pack('>2i', 2049, n) + v.y[:n].numpy().astype(np.uint8).tobytes())
     for f in raw.iterdir(): sums[f'MNIST/raw/{f.name}'] = hashlib.md5(f.read_bytes()).hexdigest()
     (tmp_path/'site').mkdir()
     (tmp_path/'site'/'sitecustomize.py').write_text(SET.format(files=sums))
-    return (raw, dict(OVERMEM_DATA=str(tmp_path/'sets'),
-                      PYTHONPATH=os.pathsep.join(
-                          [str(tmp_path/'site'), *filter(None, [os.environ.get('PYTHONPATH')])])))
+    return raw, dict(OVERMEM_DATA=str(tmp_path/'sets'), PYTHONPATH=os.pathsep.join(
+        [str(tmp_path/'site'), *filter(None, [os.environ.get('PYTHONPATH')])]))
 
 
 def test_data_go_away(small_set, tmp_path):
-    """A data file is removed, or damaged, in the middle of a sweep: the set and the file are named, and with the file
-    back the table is that of an undisturbed run"""
+    """A data file is removed, or damaged, in the middle of a sweep: the set and the file are named,
+    and with the file back the table is that of an undisturbed run"""
     (raw, env), args = small_set, ('run', 'zg_norm', '--jobs', '2')
     file = raw/'train-images-idx3-ubyte'
     whole, calm = file.read_bytes(), tmp_path/'calm'

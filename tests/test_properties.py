@@ -1,5 +1,5 @@
-"""Whatever is typed, and whatever lies in a file: one line that names it, no other exception, nothing written, nothing
-executed, no memory that a file of that size can't fill"""
+"""Whatever is typed, and whatever lies in a file: one line that names it, no other exception, nothing written,
+nothing executed, no memory that a file of that size can't fill"""
 import contextlib
 import io
 import json
@@ -33,9 +33,9 @@ from overmem.records import kept_array, read_metrics, unsealed
 from overmem.studies import read_row, write_row
 from overmem.train import read_checkpoint, save_checkpoint
 
-often, seldom = (settings(derandomize=True, deadline=None, database=None, max_examples=n,
-                          suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture,
-                                                 HealthCheck.filter_too_much]) for n in (300, 80))
+often, seldom = (
+    settings(derandomize=True, deadline=None, database=None, max_examples=n, suppress_health_check=[
+        HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much]) for n in (300, 80))
 
 
 # What is typed
@@ -82,15 +82,15 @@ typed = st.text(st.characters(exclude_characters='\0', exclude_categories=['Cs']
 numbers = st.sampled_from(['0', '1', '-1', '.1', '8/255', '1e999', '-1e999', '1e-999', '0/0', '1/0', '9'*400, '1_000',
                            'True', 'None', '1j', '...', 'b"x"', '"a"', '()', '{}', 'ce', 'margin', 'no_attack', 'zero'])
 names = st.sampled_from(sorted(exported()))
-calls = st.recursive(numbers | names,
-                     lambda inner: st.builds(lambda f, args, kw: f"{f}({', '.join([*args, *kw])})", names,
-                                             st.lists(inner, max_size=3),
-                                             st.lists(st.builds('{}={}'.format,
-                                                                st.sampled_from(['eps', 'alpha', 'steps', 'K', 'n', 'q',
-                                                                                 'start', 'loss', 'T']), inner),
-                                                                                 max_size=2))
-                     | st.builds('({} {} {})'.format, inner, st.sampled_from('+-*/%@'), inner)
-                     | st.builds('[{}, {}]'.format, inner, inner) | st.builds('-{}'.format, inner), max_leaves=6)
+calls = st.recursive(
+    numbers | names,
+    lambda inner: st.builds(
+        lambda f, args, kw: f"{f}({', '.join([*args, *kw])})", names, st.lists(inner, max_size=3),
+        st.lists(st.builds('{}={}'.format,
+                           st.sampled_from(['eps', 'alpha', 'steps', 'K', 'n', 'q', 'start', 'loss', 'T']), inner),
+                 max_size=2))
+    | st.builds('({} {} {})'.format, inner, st.sampled_from('+-*/%@'), inner)
+    | st.builds('[{}, {}]'.format, inner, inner) | st.builds('-{}'.format, inner), max_leaves=6)
 # no network of a width or a depth that takes long to draw is among them: such a request is met
 expressions = typed | calls | st.builds('{}({})'.format, names, typed)
 whole = st.integers(-3, 50).map(str) | typed
@@ -109,13 +109,14 @@ def test_expressions(expr):
 
 @often
 @given(expressions, st.fixed_dictionaries({}, optional=dict(zip(
-    ('-p', '--eps', '--classes', '--data', '--model', '--lr', '--aug', '--attack', '--epochs', '--n', '--bs',
-     '--shrink', '--every', '--wd', '--device', '--precision', '--capture', '--best', '--name', '--seed'),
+    ('-p', '--eps', '--classes', '--data', '--model', '--lr', '--aug', '--attack',
+     '--epochs', '--n', '--bs', '--shrink', '--every', '--wd',
+     '--device', '--precision', '--capture', '--best', '--name', '--seed'),
     (st.builds('{}={}'.format, st.sampled_from(['eps', 'alpha', 'q']), expressions) | typed, expressions,
      typed | st.lists(whole, max_size=3).map(','.join), st.sampled_from(['digits', 'cifar10', 'digit']) | typed,
      expressions, expressions, expressions,
-     st.lists(st.sampled_from(['fgsm', 'pgd10', 'aa']), max_size=2).map(','.join) | typed, whole, whole, whole, whole,
-     whole, whole, typed, typed, typed, typed, typed, whole)))))
+     st.lists(st.sampled_from(['fgsm', 'pgd10', 'aa']), max_size=2).map(','.join) | typed,
+     whole, whole, whole, whole, whole, whole, typed, typed, typed, typed, typed, whole)))))
 @example('adv', {'--data': 'digits', '--eps': '"a"'})
 @example('adv', {'--data': 'digits', '--aug': '3'})
 @example('adv', {'--data': 'digits', '--epochs': '9'*30})
@@ -139,34 +140,33 @@ def test_run_is_typed(home, names, pairs, budget, seeds, device, jobs):
 @seldom
 @given(st.sampled_from(['digits', 'mnist', ':', 'os:', ':x', '.x:y', 'os.path:nothing']) | typed,
        st.fixed_dictionaries({}, optional=dict(zip(
-    ('--models', '--frac', '--n', '--classes', '--shrink', '--engine', '--model', '--epochs', '--lr', '--bs', '--aug',
-     '--at-once', '--rank', '--world', '--wd'),
-    (whole, numbers | typed, whole, typed | st.lists(whole, max_size=3).map(','.join), whole,
-     st.sampled_from(['many', 'nearest']) | typed, expressions, whole, expressions, whole, expressions, whole, whole,
-     whole, numbers)))))
+           ('--models', '--frac', '--n', '--classes', '--shrink', '--engine',
+            '--model', '--epochs', '--lr', '--bs', '--aug', '--at-once', '--rank', '--world', '--wd'),
+           (whole, numbers | typed, whole, typed | st.lists(whole, max_size=3).map(','.join), whole,
+            st.sampled_from(['many', 'nearest']) | typed,
+            expressions, whole, expressions, whole, expressions, whole, whole, whole, numbers)))))
 def test_mem_is_typed(home, dataset, options):
     one_line(home, 'mem', f'--dataset={dataset}', *(f'{k}={v}' for k, v in options.items()))
 
 
 @often
-@given(st.lists(typed | st.sampled_from(['list', 'run', 'data', 'eval', 'groups', 'bench', '--get', '--', '--attack',
-    'aa', '--eps', '--metadata', '--root', '--steps', '--csv', '--executor', 'slurm', '--slurm', 'a=b', '=', 'x.csv',
-    '.']), max_size=5))
+@given(st.lists(typed | st.sampled_from([
+    'list', 'run', 'data', 'eval', 'groups', 'bench', '--get', '--', '--attack', 'aa', '--eps', '--metadata', '--root',
+    '--steps', '--csv', '--executor', 'slurm', '--slurm', 'a=b', '=', 'x.csv', '.']), max_size=5))
 @example(['mem', '--dataset', 'digits', '--executor', 'slurm', '--slurm', '=='])
 @example(['eval', '\udc80', '--attack', 'aa'])
 @example(['groups', '--metadata', '.', '--root', '.'])
 @example(['data', '\n'])
 def test_anything_is_typed(home, args):
-    # what they do is tested elsewhere
     assume(not any(a.startswith('-') and 'v' in a for a in args) and not {'bench', 'report', 'list'} & {*args}
-           and args[:2] != ['data', '--get'])
+           and args[:2] != ['data', '--get'])  # what they do is tested elsewhere
     one_line(home, *args)
 
 
 def test_what_is_right_is_met(home):
     "Or the tests above would pass for a command that refuses everything"
-    assert (one_line(home, 'train', 'adv', '--data', 'digits') == one_line(home, 'run', 'mat_fig1') == one_line(home,
-        'mem', '--dataset', 'digits', '--model', 'linear(64)', '--models', '20') == 1)
+    assert (one_line(home, 'train', 'adv', '--data', 'digits') == one_line(home, 'run', 'mat_fig1')
+            == one_line(home, 'mem', '--dataset', 'digits', '--model', 'linear(64)', '--models', '20') == 1)
 
 
 # What lies in a file
@@ -226,8 +226,9 @@ READERS = {
     'row-00000.npz': (lambda f: read_row(f, *ROW[:2]), row_bytes),
     'c-scores.npz': (lambda f: consistency(f, np.arange(30) % 7),
                      lambda d: arrays(labels=np.arange(30) % 7, scores=np.linspace(0, 1, 30))),
-    'aa.npz': (lambda f: Ledger.load(f, dict(n=3)), lambda d: arrays(run=np.zeros(3, int), step=np.zeros(3, int),
-        delta=np.zeros(0), at=np.array((0, 0)), about=json.dumps(dict(n=3)))),
+    'aa.npz': (lambda f: Ledger.load(f, dict(n=3)),
+               lambda d: arrays(run=np.zeros(3, int), step=np.zeros(3, int), delta=np.zeros(0), at=np.array((0, 0)),
+                                about=json.dumps(dict(n=3)))),
     'DONE': (lambda f: unsealed(f.parent), lambda d: b'{"metrics.jsonl": "%s"}' % digest({}, '[]').encode()),
     'run.json': (results, lambda d: b'{"budget": "smoke", "device": "cpu", "code_version": "0", "wall_seconds": 1.5}'),
     'table.csv': (read_metadata, lambda d: TABLE.encode()),
@@ -287,8 +288,8 @@ def test_files_are_damaged(folder, name):
 @pytest.mark.parametrize('name', [*READERS, WEIGHTS])
 def test_nothing_is_executed(folder, name):
     "Pickles, bare or as objects in arrays, are refused where they stand"
-    read, file, mark = (READERS[name][0] if name in READERS else lambda f: pretrained_resnet50(), folder/name,
-                        folder/'mark')
+    read, file, mark = (READERS[name][0] if name in READERS else lambda f: pretrained_resnet50(),
+                        folder/name, folder/'mark')
     for bad in (pickle.dumps(Mark(mark)), npy(np.array([Mark(mark)], object), allow_pickle=True),
                 arrays(**{k: np.array([Mark(mark)], object) for k in ('tr_mem', 'about', 'labels', 'scores', 'run')})):
         file.write_bytes(bad)
@@ -334,16 +335,15 @@ def test_no_memory_is_taken(folder):
                              + chunk(b'IHDR', struct.pack('>IIBBBBB', 60_000, 60_000, 8, 2, 0, 0, 0))
                              + chunk(b'IDAT', zlib.compress(bytes(1 << 20))) + chunk(b'IEND', b'')]}
     before, (soft, hard) = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrlimit(resource.RLIMIT_DATA)
-    # so that a failure of this test is not one of the machine
-    resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, hard))
+    resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, hard))  # so that a failure here is not one of the machine
     for name, files in hostile.items():
         for k, bad in enumerate(files):
             (folder/name).write_bytes(bad)
             assert refused(READERS[name][0], folder/name) is None, (name, k)
         (folder/name).unlink()
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            - before < 300_000*(1 if sys.platform != 'darwin' else 1024))
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            < 300_000*(1 if sys.platform != 'darwin' else 1024))
 
 
 jsons = st.recursive(st.none() | st.booleans() | st.integers(-2**40, 2**40) | st.floats() | st.text(max_size=8),
@@ -354,8 +354,9 @@ FIELDS = [*runs.Training.__dataclass_fields__]
 
 
 @often
-@given(st.text('{}[]"1,:', max_size=9) | jsons.map(json.dumps) | st.dictionaries(st.sampled_from(FIELDS), jsons,
-    max_size=4).map(lambda c: json.dumps(dict(config=dict(OURS, **c)))))
+@given(st.text('{}[]"1,:', max_size=9) | jsons.map(json.dumps)
+       | st.dictionaries(st.sampled_from(FIELDS), jsons, max_size=4).map(
+           lambda c: json.dumps(dict(config=dict(OURS, **c)))))
 @example(json.dumps(dict(config=dict(OURS, model='preact_resnet(50000)'))))
 def test_a_checkpoint_of_a_stranger(folder, text):
     "Whole, with a digest that is right, and anything in its header"
@@ -381,12 +382,12 @@ def test_read_arrays_gives_back_what_was_saved(folder):
     @given(st.dictionaries(st.text('abc', min_size=1, max_size=3),
                            st.tuples(st.lists(st.integers(0, 3), max_size=3),
                                      st.sampled_from(['f4', 'i8', 'b1', 'U3', '>u2', 'c8']), st.booleans()),
-                                     max_size=3), st.booleans())
+                           max_size=3), st.booleans())
     def one(spec, compress):
         kept = {k: np.asarray(np.random.default_rng(0).integers(0, 2, shape), t, order='F' if fortran else 'C')
                 for k, (shape, t, fortran) in spec.items()}
         (np.savez_compressed if compress else np.savez)(folder/'any.npz', **kept)
         found = read_arrays(folder/'any.npz')
-        assert (list(found) == list(kept) and all(found[k].dtype == v.dtype and np.array_equal(found[k], v)
-            for k, v in kept.items()))
+        assert list(found) == list(kept) and all(
+            found[k].dtype == v.dtype and np.array_equal(found[k], v) for k, v in kept.items())
     one()

@@ -1,5 +1,4 @@
-"""Rows as jobs of a real Slurm cluster of one node (tools/slurm.sh): answers, refusals, rows that are killed, a node
-that dies"""
+"Rows as jobs of a real Slurm cluster of one node (tools/slurm.sh): answers, refusals, killed rows, a node that dies"
 import math
 import os
 import shutil
@@ -54,8 +53,8 @@ def test_answers_come_back_in_order(slurm):
 
 
 def test_a_failure_names_the_row_and_its_log(slurm):
-    with pytest.raises(RunFailed, match='1 of 2 runs failed; the first, root of -1: ValueError: .*; its log is '
-                                        '.*log.err'):
+    with pytest.raises(RunFailed, match='1 of 2 runs failed; the first, root of -1: ValueError: .*; '
+                                        'its log is .*log.err'):
         spread(math.sqrt, [4, -1], 2, told='root of {}'.format)
 
 
@@ -89,8 +88,8 @@ def test_what_sbatch_refuses_is_told(slurm):
 
 
 def scontrol(cluster, *args):
-    return subprocess.run(['scontrol', *args], env=dict(os.environ, SLURM_CONF=str(cluster)), capture_output=True,
-                          text=True)
+    return subprocess.run(['scontrol', *args], env=dict(os.environ, SLURM_CONF=str(cluster)),
+                          capture_output=True, text=True)
 def queue(cluster, state):
     return subprocess.run(['squeue', '--noheader', '--array', '--format=%i', f'--states={state}'],
                           env=dict(os.environ, SLURM_CONF=str(cluster)), capture_output=True, text=True).stdout.split()
@@ -127,14 +126,14 @@ def test_memorization_scores_from_a_cluster(cluster, tmp_path):
     "`overmem mem --executor slurm`: the scores are those of one machine"
     def mem(home, *more):
         return subprocess.run([OVERMEM, 'mem', '--dataset', 'digits', '--n', '300', '--n-test', '100', '--models', '6',
-                               '--epochs', '2', '--model', 'preact_resnet(4)', '--shrink', '1', '--out',
-                               home/'scores', *more],
-                                                env=dict(os.environ, OVERMEM_HOME=str(home), SLURM_CONF=str(cluster),
-                                                         OMP_NUM_THREADS='1'), capture_output=True, text=True)
+                               '--epochs', '2', '--model', 'preact_resnet(4)', '--shrink', '1',
+                               '--out', home/'scores', *more],
+                              env=dict(os.environ, OVERMEM_HOME=str(home), SLURM_CONF=str(cluster),
+                                       OMP_NUM_THREADS='1'), capture_output=True, text=True)
     for p in (mem(tmp_path/'cluster', '--executor', 'slurm', '--jobs', '2'), mem(tmp_path/'here')):
         assert p.returncode == 0, p.stderr
     assert (list((tmp_path/'cluster'/'data'/'runs'/'slurm').iterdir())
             and not (tmp_path/'here'/'data'/'runs'/'slurm').exists())
     apart, alone = (np.load(tmp_path/k/'scores'/'scores.npz') for k in ('cluster', 'here'))
-    assert (set(apart) == set(alone) and all(np.array_equal(apart[k], alone[k], equal_nan=alone[k].dtype.kind == 'f')
-        for k in alone))
+    assert (set(apart) == set(alone)
+            and all(np.array_equal(apart[k], alone[k], equal_nan=alone[k].dtype.kind == 'f') for k in alone))

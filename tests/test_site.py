@@ -1,5 +1,4 @@
-"""The book in a browser, without a network: every page, on a screen and on a phone, by light and by dark, by mouse and
-by keyboard"""
+"The book in a browser, without a network: every page, on screen and phone, by light and dark, by mouse and keyboard"
 import ast
 import csv
 import fcntl
@@ -72,8 +71,9 @@ def test_links_lead_somewhere(pages):
 def test_nothing_comes_from_elsewhere(site, pages):
     "Scripts, styles, fonts and pictures are files of the book"
     assert [(p.name, u) for p, page in pages.items() for u in page.loads if '//' in u] == []
-    assert ([f.name for f in site.rglob('*.css') if 'url(http' in (text := f.read_text(encoding='utf-8')).replace('"',
-        '').replace("'", '') or '@importhttp' in text.replace(' ', '')] == [])
+    assert [f.name for f in site.rglob('*.css')
+            if 'url(http' in (text := f.read_text(encoding='utf-8')).replace('"', '').replace("'", '')
+            or '@importhttp' in text.replace(' ', '')] == []
 
 
 def test_exported_names_have_entries(pages):
@@ -82,13 +82,13 @@ def test_exported_names_have_entries(pages):
     index = next(page for p, page in pages.items() if p.name == 'api.html')
     for path in (ROOT/'overmem').glob('[!_]*.py'):
         tree, module = ast.parse(path.read_text()), path.stem
-        public = next(ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
-                      and getattr(n.targets[0], 'id', '') == '__all__')
+        public = next(ast.literal_eval(n.value) for n in tree.body
+                      if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__')
         defined = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))} & set(public)
         assert {n for n in public if f'overmem.{module}.{n}' not in ids} == set(), module
         assert {n for n in defined if f'_modules/overmem/{module}.html#{n}' not in links} == set(), module
-        assert ({n for n in public if not any(l.endswith(f'#overmem.{module}.{n}') for l in index.links)}
-                == set()), module
+        assert {n for n in public
+                if not any(l.endswith(f'#overmem.{module}.{n}') for l in index.links)} == set(), module
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -170,8 +170,8 @@ def test_pages(part, site, pages, chromium, browse):
     faults = {}
     for path in list(pages)[part::4]:
         name = str(path.relative_to(site).with_suffix(''))
-        found = browse(name, PHONE).execute_script(FAULTS) + [e['message'] for e in chromium.get_log('browser')
-            if e['level'] == 'SEVERE']
+        found = (browse(name, PHONE).execute_script(FAULTS)
+                 + [e['message'] for e in chromium.get_log('browser') if e['level'] == 'SEVERE'])
         if found: faults[name] = found
     assert faults == {}
 
@@ -179,45 +179,44 @@ def test_pages(part, site, pages, chromium, browse):
 def test_mathematics_is_typeset(browse):
     "The equations of a chapter are drawn, with the fonts of the book"
     browser = browse('30_zerograd')
-    wide = browser.execute_script("return [...document.querySelectorAll('article .math mjx-container')].map(m => "
-                                  "m.getBoundingClientRect().width)")
+    wide = browser.execute_script("return [...document.querySelectorAll('article .math mjx-container')]"
+                                  ".map(m => m.getBoundingClientRect().width)")
     assert len(wide) > 20 and min(wide) > 0
-    assert browser.execute_script("return [...document.fonts].some(f => f.family.startsWith('MJXTEX') && f.status == "
-                                  "'loaded')")
+    assert browser.execute_script("return [...document.fonts]"
+                                  ".some(f => f.family.startsWith('MJXTEX') && f.status == 'loaded')")
 
 
 @pytest.mark.parametrize('size', (SCREEN, PHONE), ids=('screen', 'phone'))
 def test_landing(size, browse):
-    """What was claimed and what held, and where to begin, are seen without scrolling; the numbers are those of the
-    results"""
+    "What was claimed, what held and where to begin are seen without scrolling; the numbers are those of the results"
     browser = browse('index', size)
     seen = browser.execute_script(
         """return [...document.querySelectorAll('table.papers th, table.papers td, .start a.first')].map(e => {
         const r = e.getBoundingClientRect(), top = document.elementFromPoint(r.x + r.width/2, r.y + r.height/2);
         return [e.innerText, r.top >= 0 && r.left >= 0 && r.right <= innerWidth && r.bottom <= innerHeight && e.contains(top)]; })""")
     assert [text for text, visible in seen if not visible] == []
-    rows = browser.execute_script("return [...document.querySelectorAll('table.papers tbody tr')].map(r => "
-                                  "[r.querySelector('a').href, ...[...r.querySelectorAll('td')].map(d => d.innerText)])")
+    rows = browser.execute_script(
+        "return [...document.querySelectorAll('table.papers tbody tr')]"
+        ".map(r => [r.querySelector('a').href, ...[...r.querySelectorAll('td')].map(d => d.innerText)])")
     found = {r[0].rpartition('paper_')[2].removesuffix('.html'): [0 if n == '–' else int(n) for n in r[1:5]]
              for r in rows}
     assert found == counts_from_files()
-    # the two commands
-    if size == SCREEN:
+    if size == SCREEN:  # the two commands
         assert all(e.rect['y'] + e.rect['height'] <= size[1]
                    for e in browser.find_elements('css selector', '.highlight')[:2])
 
 
 def counts_from_files():
-    """{paper: [claims of the paper by verdict]}, straight from verdict.json; of several verdicts on a claim at its
-    largest budget the weakest counts"""
+    """{paper: [claims of the paper by verdict]}, straight from verdict.json; of several verdicts on a claim
+    at its largest budget the weakest counts"""
     with open(ROOT/'data'/'reference'/'claims.csv', newline='') as f:
         claims = [r for r in csv.DictReader(f) if r['by'] == 'paper']
     found = {}
     for path in (ROOT/'data'/'results').glob('*/*/verdict.json'):
         if path.parent.name not in BUDGETS: continue
         for v in json.loads(path.read_text()):
-            found.setdefault((v['spec'], v['id']),
-                             []).append((BUDGETS.index(path.parent.name), VERDICTS.index(v['verdict'])))
+            found.setdefault((v['spec'], v['id']), []).append(
+                (BUDGETS.index(path.parent.name), VERDICTS.index(v['verdict'])))
     now = Counter((r['spec'], max(found[r['spec'], r['id']])[1]) for r in claims if (r['spec'], r['id']) in found)
     return {s: [now[s, k] for k in range(4)] for s in dict.fromkeys(r['spec'] for r in claims)}
 
@@ -235,10 +234,9 @@ def test_search(browse):
                   for a in b.find_elements('css selector', '#search-results li a')))
 
 
-FOCUS = (
-    '''const a = document.activeElement, e = a.matches('summary') && a.firstElementChild || a, s = getComputedStyle(e), r = e.getBoundingClientRect();
+FOCUS = '''const a = document.activeElement, e = a.matches('summary') && a.firstElementChild || a, s = getComputedStyle(e), r = e.getBoundingClientRect();
 return {tag: e.tagName, text: (e.innerText || e.ariaLabel || e.title || '').trim(), href: e.getAttribute('href') || '', inside: !!e.closest('article'),
-        marked: parseFloat(s.outlineWidth) > 0 && s.outlineStyle != 'none' || s.boxShadow != 'none', seen: r.width > 0 && r.height > 0 && r.right > 0 && r.left < innerWidth}''')
+        marked: parseFloat(s.outlineWidth) > 0 && s.outlineStyle != 'none' || s.boxShadow != 'none', seen: r.width > 0 && r.height > 0 && r.right > 0 && r.left < innerWidth}'''
 
 
 def test_keyboard(browse):
@@ -268,11 +266,10 @@ def test_dark_stays(browse):
         next(b for b in browser.find_elements(By.CSS_SELECTOR, button) if b.is_displayed()).click()
     assert theme() == 'dark'
     browser.get(browser.current_url.rpartition('/')[0] + '/zg_curves.html')
-    assert (theme() == 'dark'
-            and browser.execute_script(
-                'return getComputedStyle(document.body).backgroundColor') != 'rgb(255, 255, 255)')
-    grounds = browser.execute_script("return [...document.querySelectorAll('article img')].map(i => "
-                                     "getComputedStyle(i).backgroundColor + getComputedStyle(i).filter)")
+    assert theme() == 'dark' and browser.execute_script(
+        'return getComputedStyle(document.body).backgroundColor') != 'rgb(255, 255, 255)'
+    grounds = browser.execute_script("return [...document.querySelectorAll('article img')]"
+                                     ".map(i => getComputedStyle(i).backgroundColor + getComputedStyle(i).filter)")
     assert grounds and set(grounds) == {'rgb(255, 255, 255)none'}
 
 
@@ -293,6 +290,5 @@ return bad;'''
 
 @pytest.mark.parametrize('mode', ('light', 'dark'))
 def test_contrast(mode, browse):
-    """All text, links, code and heads of tables stand out from their ground by the 4.5 to 1 of WCAG AA (3 to 1 where
-    large)"""
+    "All text, links, code and table heads stand out from their ground by the 4.5 to 1 of WCAG AA (3 to 1 where large)"
     assert {name: bad for name in SAMPLE if (bad := browse(name, mode=mode).execute_script(CONTRAST))} == {}

@@ -55,18 +55,19 @@ def test_an_experiment_in_an_empty_folder(installed):
     "Nothing comes from the clone; table, verdicts, figure and notebook are there, and say which version made them"
     version = installed('overmem', '--version')
     assert version.returncode == 0 and version.stdout.split()[-1] == installed.version, version.stderr
-    where = installed('python', '-c', "import overmem; from overmem.base import packaged; print(overmem.__file__, "
-                                      "packaged('experiments'), packaged('reference'), sep='\\n')")
-    assert (where.stdout.split() == [str(installed.site/'overmem'/f)
-                                     for f in ('__init__.py', 'experiments', 'reference')]), where.stderr
+    where = installed(
+        'python', '-c', "import overmem; from overmem.base import packaged; "
+                        "print(overmem.__file__, packaged('experiments'), packaged('reference'), sep='\\n')")
+    assert where.stdout.split() == [str(installed.site/'overmem'/f)
+                                    for f in ('__init__.py', 'experiments', 'reference')], where.stderr
     listed = installed('overmem', 'list')
-    assert (listed.returncode == 0
-            and all(p.stem in listed.stdout for p in ROOT.glob('nbs/experiments/*.ipynb'))), listed.stderr
+    assert listed.returncode == 0 and all(
+        p.stem in listed.stdout for p in ROOT.glob('nbs/experiments/*.ipynb')), listed.stderr
     r = installed('overmem', 'run', 'mat_fig1', '--budget', 'smoke')
     assert r.returncode == 0, r.stderr
     out = installed.home/'data'/'results'/'mat_fig1'/'smoke'
-    assert ({p.name for p in out.iterdir()} == {'table.csv', 'figure.svg', 'figure.png', 'verdict.json', 'run.json',
-        'notebook.ipynb'})
+    assert {p.name for p in out.iterdir()} == {'table.csv', 'figure.svg', 'figure.png', 'verdict.json', 'run.json',
+                                               'notebook.ipynb'}
     about, verdicts, table = (json.loads((out/'run.json').read_text()), json.loads((out/'verdict.json').read_text()),
                               list(csv.DictReader((out/'table.csv').open())))
     assert (about['code_version'] == installed.version and about['stand_in'] is False and about['images_trained'] > 0

@@ -39,10 +39,10 @@ def write_results(src: Path, pages: dict):
     for p in papers.PAPERS: (src/f'paper_{p}.md').write_text(papers.paper_page(p, runs))
     for f in RESULTS.glob('*.svg'): shutil.copy(f, src)
     (src/'scoreboard.md').write_text(papers.scoreboard(RESULTS/'SCOREBOARD.md'))
-    tocs = dict(Start=['start', 'guide', 'scoreboard'], Papers=[f'paper_{p}' for p in papers.PAPERS]) | pages | dict(
-        Reference=['api', 'contributing', 'changelog'])
+    tocs = (dict(Start=['start', 'guide', 'scoreboard'], Papers=[f'paper_{p}' for p in papers.PAPERS]) | pages
+            | dict(Reference=['api', 'contributing', 'changelog']))
     (src/'index.md').write_text(papers.landing(readme, (src/'summary.svg').exists(),
-        [papers.hidden_toc(names, g) for g, names in tocs.items()]))
+                                               [papers.hidden_toc(names, g) for g, names in tocs.items()]))
 
 
 def experiment_page(name: str, runs: dict, facts: str):
@@ -77,8 +77,8 @@ def site(out: Path):
         src.mkdir()
         write_results(src, write_chapters(src))
         write_guide(src)
-        subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', '-d',
-                        Path(tmp)/'doctrees', '-c', ROOT/'tools'/'layout', src, html], check=True)
+        subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html',
+                        '-d', Path(tmp)/'doctrees', '-c', ROOT/'tools'/'layout', src, html], check=True)
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(html, out)
     print(f'{len(list(out.glob("*.html")))} pages in {out}')
@@ -104,9 +104,9 @@ def total(budget='laptop') -> str:
     runs = [r for _, b, r, _ in all_results() if b == budget]
     wall, work = (sum(f(r) for r in runs)/3600
                   for f in (lambda r: r['wall_seconds'], lambda r: r.get('process_seconds') or r['wall_seconds']))
-    return (f"The {len(runs)} experiments that have run at `{budget}` took {wall:.1f} hours in all, the sum over "
-            f"their `run.json`; with the trainings that an interrupted command or another experiment had finished "
-            f"before, each time they are used, {work:.1f} hours of computing.")
+    return (f"The {len(runs)} experiments that have run at `{budget}` took {wall:.1f} hours in all, "
+            "the sum over their `run.json`; with the trainings that an interrupted command or another experiment "
+            f"had finished before, each time they are used, {work:.1f} hours of computing.")
 
 
 def readme(path: Path = ROOT/'README.md'):
@@ -114,8 +114,8 @@ def readme(path: Path = ROOT/'README.md'):
     nb = nbformat.read(ROOT/'nbs'/'index.ipynb', 4)
     nb.cells = [c for c in nb.cells if '#| hide' not in c.source]
     body, _ = MarkdownExporter().from_notebook_node(nb)
-    body = re.sub(r'\n{3,}', '\n\n', body).strip().replace('](images/', '](nbs/images/').replace('](../data/',
-        '](data/').replace('src="images/', 'src="nbs/images/')
+    body = (re.sub(r'\n{3,}', '\n\n', body).strip().replace('](images/', '](nbs/images/')
+            .replace('](../data/', '](data/').replace('src="images/', 'src="nbs/images/'))
     for mark, text in tables().items(): body = body.replace(f'<!-- table: {mark} -->', text)
     shown = RESULTS/'zg_curves'/'laptop'/'figure.png'
     if shown.exists(): shutil.copy(shown, ROOT/'nbs'/'images'/'zg_curves.png')

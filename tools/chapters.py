@@ -1,5 +1,5 @@
-"""Pages of the book from notebooks: what is hidden goes, every exported name gets an entry with its signature, comments
-and a link to its source"""
+"""Pages of the book from notebooks: what is hidden goes, every exported name gets an entry with its signature,
+comments and a link to its source"""
 import ast
 import inspect
 import re
@@ -74,8 +74,8 @@ def plain(markdown: str) -> str:
 def fenced(directive: str, argument: str, body: str = '', **options) -> str:
     "A MyST directive; its fence is longer than any within"
     fence = '`'*(max([2, *map(len, re.findall(r'`{3,}', body))]) + 1)
-    return '\n'.join([f'{fence}{{{directive}}} {argument}', *(f':{k}: {v}' for k, v in options.items()), '',
-                      body, fence])
+    return '\n'.join([f'{fence}{{{directive}}} {argument}', *(f':{k}: {v}' for k, v in options.items()),
+                      '', body, fence])
 
 
 def documented(source: str, module):
@@ -89,8 +89,8 @@ def documented(source: str, module):
 
 def defines(n) -> set:
     "The names that a statement binds"
-    return ({n.name} if hasattr(n, 'name') else {t.id for target in getattr(n, 'targets', ()) for t in ast.walk(target)
-        if isinstance(t, ast.Name)})
+    return {n.name} if hasattr(n, 'name') else {
+        t.id for target in getattr(n, 'targets', ()) for t in ast.walk(target) if isinstance(t, ast.Name)}
 
 
 def entry(n, name, line, obj, module) -> str:
@@ -105,11 +105,10 @@ def members(cls):
     "Entries of the public methods and properties that say what they do"
     for n in cls.body:
         if (not isinstance(n, ast.FunctionDef) or n.name.startswith('_') and n.name != '__call__'
-            or not ast.get_docstring(n)):
-            continue
+                or not ast.get_docstring(n)): continue
         is_property = any(getattr(d, 'id', '') in ('property', 'cached_property') for d in n.decorator_list)
-        (yield fenced('py:property' if is_property else 'py:method',
-                      n.name + ('' if is_property else signature(n)), prose(n)))
+        yield fenced('py:property' if is_property else 'py:method', n.name + ('' if is_property else signature(n)),
+                     prose(n))
 
 
 def signature(n) -> str:
@@ -155,8 +154,9 @@ def cell(text: str) -> str: return ' '.join(text.split()).replace('|', '\\|')
 
 def api(modules) -> str:
     "The page that lists every exported name; modules: [(name, about, [(exported name, line)])]"
-    lines = ['# API', '', 'Every exported name, by module; each leads to its entry in the chapter that explains it, '
-                          'and from there to its source. All names in one alphabet: {ref}`genindex`.', '']
+    lines = ['# API', '',
+             'Every exported name, by module; each leads to its entry in the chapter that explains it, '
+             'and from there to its source. All names in one alphabet: {ref}`genindex`.', '']
     for module, about, names in modules:
         lines += [f'## {module}', '', about, '', '| name | what it is |', '|---|---|',
                   *(f'| {{py:obj}}`{n} <overmem.{module}.{n}>` | {cell(line)} |' for n, line in names), '']

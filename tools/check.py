@@ -41,8 +41,7 @@ def flakes():
        'tools', 'tests')
 def notebooks(): sh(BIN/'nbdev-test', '--n-workers', os.cpu_count() or 1, env=ONE_THREAD)
 def site(): sh(sys.executable, 'tools/book.py', 'site')
-# tests/test_site.py opens the site
-def tests():
+def tests():  # tests/test_site.py opens the site
     sh(sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-n', '2', '--durations', '10', env=ONE_THREAD)
 
 

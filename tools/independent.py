@@ -1,11 +1,10 @@
-"""Our attacks beside those of torchattacks 3.5.1, image by image: python tools/independent.py [--n 400] [--nets mnist
-cifar10] [--ensemble]
+"""Our attacks beside those of torchattacks: python tools/independent.py [--n 400] [--nets mnist cifar10] [--ensemble]
 
-Both attack the same images of the same network, in batches of 128, and where they are timed (--ensemble) on the same
-number of threads, taking turns; ours as that many processes of one thread. What they return is judged by neither:
-a perturbation counts if it obeys the threat model and the network, shown it once more in float32, errs. torchattacks
-pins old packages and gets an
-environment of its own, which borrows torch from this one. Tables go to data/results/independent.
+Image by image: both attack the same images of the same network, in batches of 128, and where they are timed
+(--ensemble) on the same number of threads, taking turns; ours as that many processes of one thread. What they return
+is judged by neither: a perturbation counts if it obeys the threat model and the network, shown it once more in float32,
+errs. torchattacks 3.5.1 pins old packages and gets an environment of its own, which borrows torch from this one.
+Tables go to data/results/independent.
 """
 import argparse
 import os
@@ -38,9 +37,8 @@ def ours(name: str, eps: float, steps: int, targets: int, queries: int):
     "The attack of this package"
     from overmem import attacks as a, strong as s
     return dict(fgsm=lambda: a.fgsm(eps), rs_fgsm=lambda: a.rs_fgsm(eps, 1.25*eps), pgd=lambda: a.pgd(eps, eps/4, 20),
-                apgd_ce=lambda: s.apgd(eps, steps),
-                apgd_t=lambda: s.apgd_t(eps, steps, targets), fab_t=lambda: s.fab_t(eps, steps, targets),
-                square=lambda: s.square(eps, queries))[name]()
+                apgd_ce=lambda: s.apgd(eps, steps), apgd_t=lambda: s.apgd_t(eps, steps, targets),
+                fab_t=lambda: s.fab_t(eps, steps, targets), square=lambda: s.square(eps, queries))[name]()
 
 
 def theirs(name: str, net, eps: float, seed: int, steps: int, targets: int, queries: int):
@@ -74,8 +72,8 @@ def attack(side: str, name: str, net, x, y, eps: float, seed: int, numbers: dict
 
 
 def work(side, todo, checkpoint, n, eps, seed, numbers, threads, part, parts):
-    """In a process of its own: attacks by one side on one of so many parts of the images that are right; what each
-    broke and the seconds it took. todo {name: file}"""
+    """In a process of its own: attacks by one side on one of so many parts of the images that are right;
+    what each broke and the seconds it took. todo {name: file}"""
     from overmem.attacks import project
     from overmem.data import floats
     from overmem.runs import restored
@@ -105,13 +103,14 @@ def environment(folder: Path) -> Path:
             raise RuntimeError(f'no environment with pip can be made: {e}') from None
         here = subprocess.run([python, '-c', 'import site; print(site.getsitepackages()[0])'], capture_output=True,
                               text=True, check=True).stdout.strip()
-        (Path(here)/'borrowed.pth').write_text('import site; '
-            + '; '.join(f'site.addsitedir({p!r})' for p in sys.path if p.endswith('-packages')) + '\n')
+        (Path(here)/'borrowed.pth').write_text(
+            'import site; ' + '; '.join(f'site.addsitedir({p!r})' for p in sys.path if p.endswith('-packages')) + '\n')
         got = subprocess.run([python, '-m', 'pip', 'install', '-q', PIN], capture_output=True, text=True)
         tried = subprocess.run([python, '-c', 'import torchattacks'], capture_output=True, text=True, env=_env())
         if got.returncode or tried.returncode:
-            raise RuntimeError(f'{PIN} cannot be installed: '
-                               f'{((got.stderr if got.returncode else tried.stderr).strip() or "no reason given").splitlines()[-1]}')
+            raise RuntimeError(
+                f'{PIN} cannot be installed: '
+                f'{((got.stderr if got.returncode else tried.stderr).strip() or "no reason given").splitlines()[-1]}')
         (folder/'ready').touch()
     return python
 
@@ -123,12 +122,14 @@ def found(python: Path, folder: Path, side: str, names, checkpoint: Path, n: int
           numbers: dict = PAPER, part: int = 0, parts: int = 1) -> dict:
     "{name: what it broke, seconds} from one process, or from what an earlier call left in `folder`"
     from overmem.runs import code_hash
-    files = {
-        k: folder/f'{checkpoint.parent.name}-{code_hash("strong", "autoattack")[:8] if side != "theirs" else PIN}-{n}-{eps:.4f}-{k}-{side}-{seed}-{part}of{parts}-{"-".join(map(str, numbers.values()))}.npz' for k in names}
+    files = {k: folder/(f'{checkpoint.parent.name}-'
+                        f'{code_hash("strong", "autoattack")[:8] if side != "theirs" else PIN}-{n}-{eps:.4f}-'
+                        f'{k}-{side}-{seed}-{part}of{parts}-{"-".join(map(str, numbers.values()))}.npz')
+             for k in names}
     todo = {k: str(f) for k, f in files.items() if not f.exists()}
-    call = (f'import sys; sys.path.insert(0, {str(ROOT/"tools")!r}); from pathlib import Path; import independent as '
-            f'i; i.work({side!r}, {todo}, Path({str(checkpoint)!r}), {n}, {eps}, {seed}, {numbers}, '
-            f'{torch.get_num_threads()}, {part}, {parts})')
+    call = (f'import sys; sys.path.insert(0, {str(ROOT/"tools")!r}); from pathlib import Path; '
+            f'import independent as i; i.work({side!r}, {todo}, Path({str(checkpoint)!r}), {n}, {eps}, {seed}, '
+            f'{numbers}, {torch.get_num_threads()}, {part}, {parts})')
     if todo: subprocess.run([python if side == 'theirs' else sys.executable, '-c', call], env=_env(), check=True)
     return {k: dict(np.load(f)) for k, f in files.items()}
 
@@ -177,8 +178,8 @@ def save(table: pd.DataFrame, name: str):
     from overmem.experiment import code_version, device_name
     path = results_dir()/'independent'/f'{name}.csv'
     path.parent.mkdir(parents=True, exist_ok=True)
-    table.assign(device=device_name('cpu'), torch=torch.__version__, code=code_version()).to_csv(path, index=False,
-        float_format='%.5g')
+    table.assign(device=device_name('cpu'), torch=torch.__version__, code=code_version()).to_csv(
+        path, index=False, float_format='%.5g')
     print(table.to_string(index=False, float_format='%.4g'), path, sep='\n', flush=True)
 
 
