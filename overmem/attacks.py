@@ -38,7 +38,8 @@ def frozen(model):
         for p in needed: p.requires_grad_(True)
 
 def input_grad(model, x:Tensor, target:Tensor, delta:Tensor, loss:Callable=ce) -> Tensor:
-    "d loss/d delta of each sample at x + delta, (N,C,H,W); `loss(logits, target)` is per sample. Parameters' .grad stays untouched"
+    """d loss/d delta of each sample at x + delta, (N,C,H,W); `loss(logits, target)` is per sample.
+    Parameters' .grad stays untouched"""
     delta = delta.detach().requires_grad_()
     with frozen(model): return torch.autograd.grad(loss(model(x + delta), target).sum(), delta)[0]
 
@@ -50,7 +51,9 @@ def margin(logits:Tensor, y:Tensor) -> Tensor:
 
 def kl_to(logits:Tensor, z:Tensor) -> Tensor:
     "KL(softmax(z) || softmax(logits)) of each sample (N,); z are the clean logits"
-    if not z.is_floating_point(): raise BadRequest('kl_to compares with clean logits, not with labels: wrap the attack, to_clean(pgd(..., loss=kl_to))')
+    if not z.is_floating_point():
+        raise BadRequest('kl_to compares with clean logits, not with labels: '
+                         'wrap the attack, to_clean(pgd(..., loss=kl_to))')
     return F.kl_div(full(logits).log_softmax(-1), full(z).log_softmax(-1), reduction='none', log_target=True).sum(-1)
 
 # %% ../nbs/10_attacks.ipynb #0e3735fd
@@ -74,7 +77,8 @@ def rs_fgsm(eps:float, alpha:float) -> Attack:
     return attack
 
 def n_fgsm(eps:float, k:float=2., alpha:float|None=None) -> Attack:
-    "One signed step of size `alpha` (default eps) from noise of scale k*eps, kept in [0,1] but not in the ball (de Jorge et al. 2022)"
+    """One signed step of size `alpha` (default eps) from noise of scale k*eps,
+    kept in [0,1] but not in the ball (de Jorge et al. 2022)"""
     def attack(model, x, target):
         "x (N,C,H,W) in [0,1] -> delta with |delta| <= k*eps + alpha, detached"
         step = eps if alpha is None else alpha
@@ -127,11 +131,13 @@ def in_eval(attack:Attack) -> Attack:
     return wrapped
 
 def crafted_in_eval(maker:Callable) -> Callable:
-    "The maker of the same attacks crafted in eval mode, for whoever wants a maker: ramp(crafted_in_eval(fgsm), 16, eps=.3)"
+    """The maker of the same attacks crafted in eval mode, for whoever wants a maker:
+    ramp(crafted_in_eval(fgsm), 16, eps=.3)"""
     return lambda *numbers, **named: in_eval(maker(*numbers, **named))
 
 def to_clean(attack:Attack) -> Attack:
-    "The same attack with the model's own logits on the clean images as its target, as TRADES needs: to_clean(pgd(..., loss=kl_to))"
+    """The same attack with the model's own logits on the clean images as its target, as TRADES needs:
+    to_clean(pgd(..., loss=kl_to))"""
     def wrapped(model, x, target):
         with torch.no_grad(): z = model(x)
         return attack(model, x, z)

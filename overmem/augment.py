@@ -18,21 +18,23 @@ from torch import Tensor
 from .base import BadRequest
 
 # %% ../nbs/12_augment.ipynb #05613ae5
-OPS = ('identity', 'shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate', 'brightness', 'color', 'contrast', 'sharpness',
-       'posterize', 'solarize', 'autocontrast', 'equalize')
+OPS = ('identity', 'shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate',
+       'brightness', 'color', 'contrast', 'sharpness', 'posterize', 'solarize', 'autocontrast', 'equalize')
 
 def levels(x:Tensor) -> Tensor:
     "x (N,C,H,W) in [0,1], C 1 or 3 -> a new tensor of levels 0..255, floats without fraction"
-    if x.shape[1] not in (1, 3): raise BadRequest(f'an image of {x.shape[1]} channels is neither grey nor colour: augmentation wants 1 or 3')
+    if x.shape[1] not in (1, 3):
+        raise BadRequest(f'an image of {x.shape[1]} channels is neither grey nor colour: augmentation wants 1 or 3')
     return x.mul(255.999).floor_()
 
 # %% ../nbs/12_augment.ipynb #509dba46
 def origins(op:Tensor, m:Tensor, H:int, W:int) -> Tensor:
-    "Where each pixel comes from, in [-1,1] units of `grid_sample`: op (N,) 1..5 (others: identity), m (N,) -> (N,H,W,2)"
+    "Where each pixel comes from, in [-1,1] as in `grid_sample`: op (N,) 1..5 (others: identity), m (N,) -> (N,H,W,2)"
     sx, sy, tx, ty, turn = m.double()*(op == torch.arange(1, 6, device=op.device)[:, None])
     turn = turn*math.pi/180
     x, y = torch.arange(W, device=m.device) - (W - 1)/2, torch.arange(H, device=m.device)[:, None] - (H - 1)/2
-    row = lambda a, b, shift, half: sum(r[:, None, None]*q for r, q in zip((torch.stack([a, b, shift]).float()/half), (x, y, 1)))
+    row = lambda a, b, shift, half: sum(
+        r[:, None, None]*q for r, q in zip((torch.stack([a, b, shift]).float()/half), (x, y, 1)))
     out = torch.empty(len(m), H, W, 2, device=m.device)
     out[..., 0] = row(turn.cos(), sx - turn.sin(), sx*H/2 - tx.trunc(), W/2)
     out[..., 1] = row(sy + turn.sin(), turn.cos(), sy*W/2 - ty.trunc(), H/2)
@@ -84,13 +86,15 @@ def equalize(v:Tensor) -> Tensor:
     flat = v.flatten(2)
     i = flat.long()
     h = torch.zeros(*i.shape[:2], 256, device=v.device).scatter_add_(2, i, torch.ones_like(flat))
-    step = ((i.shape[2] - h.gather(2, i.amax(2, keepdim=True)) + .5)/255).floor_()              # + 1/2: whole numbers divided, safe from a GPU's inexact quotient
+    # + 1/2: whole numbers divided, safe from a GPU's inexact quotient
+    step = ((i.shape[2] - h.gather(2, i.amax(2, keepdim=True)) + .5)/255).floor_()
     table = ((h.cumsum(2) - h + (step/2).floor() + .5)/step.clamp(min=1)).floor_().clamp_(max=255)
     return torch.where(step > 0, table.gather(2, i), flat).view_as(v)
 
 # %% ../nbs/12_augment.ipynb #33808921
 def only(on:Tensor, f, v:Tensor, *per_image, dense:bool) -> Tensor:
-    "v with the images where `on` (N,) holds replaced by f(v, *per_image) of them. Dense: no shape depends on data; else in place"
+    """v with the images where `on` (N,) holds replaced by f(v, *per_image) of them.
+    Dense: no shape depends on data; else in place"""
     if dense: return torch.where(on[:, None, None, None], f(v, *per_image), v)
     i = on.nonzero()[:, 0]
     if len(i) in (0, len(v)): return f(v, *per_image) if len(i) else v
@@ -99,7 +103,8 @@ def only(on:Tensor, f, v:Tensor, *per_image, dense:bool) -> Tensor:
 def enhance(v:Tensor, op:Tensor, m:Tensor, dense:bool) -> Tensor:
     "Brightness, colour, contrast or sharpness (op 6..9) of each image times 1 + m"
     without = v.clone()
-    for k, f in enumerate((torch.zeros_like, grey, mean_grey, blurred), 6): without = only(op == k, f, without, dense=dense)
+    for k, f in enumerate((torch.zeros_like, grey, mean_grey, blurred), 6):
+        without = only(op == k, f, without, dense=dense)
     return blend(v, without, m)
 
 def operate(v:Tensor, op:Tensor, m:Tensor, mode:str='nearest', dense:bool|None=None) -> Tensor:
@@ -121,11 +126,13 @@ def distort(x:Tensor, name:str, m:float=0., mode:str='nearest') -> Tensor:
 
 # %% ../nbs/12_augment.ipynb #fa41325f
 def scales(bins:int, H:int, W:int, shift:float, bits:int, device) -> Tensor:
-    "Magnitude of each operation at each of `bins` strengths, (14, bins): translations up to `shift` of the side, posterize from `bits` to four fewer"
+    """Magnitude of each operation at each of `bins` strengths, (14, bins): translations up to `shift` of the side,
+    posterize from `bits` to four fewer"""
     ramp = lambda a, b=0.: torch.linspace(b, a, bins, device=device)
     none, shear, blends = ramp(0.), ramp(.3), ramp(.9)
     keep = bits - (torch.arange(bins, device=device)/((bins - 1)/4)).round()
-    return torch.stack([none, shear, shear, ramp(shift*W), ramp(shift*H), ramp(30.), blends, blends, blends, blends, keep, ramp(0., 255.), none, none])
+    return torch.stack([none, shear, shear, ramp(shift*W), ramp(shift*H), ramp(30.), blends, blends, blends, blends,
+                        keep, ramp(0., 255.), none, none])
 
 def signed(op:Tensor, m:Tensor) -> Tensor:
     "m with a fair coin's sign for geometry and enhancement (op 1..9); the others have one direction"
@@ -133,8 +140,9 @@ def signed(op:Tensor, m:Tensor) -> Tensor:
     return torch.where((op >= 1) & (op <= 9) & coin, -m, m)
 
 def dirichlet(alpha:float, N:int, k:int, device) -> Tensor:
-    "N draws from Dirichlet(alpha, ..., alpha) over k parts, (N,k): normalised gamma variables, which are exponential for alpha = 1"
-    g = torch.empty(N, k, device=device).exponential_() if alpha == 1 else torch._standard_gamma(torch.full((N, k), float(alpha), device=device))
+    "N draws from Dirichlet(alpha, ..., alpha) over k parts, (N,k): normalised gammas, exponential for alpha = 1"
+    g = (torch.empty(N, k, device=device).exponential_() if alpha == 1
+         else torch._standard_gamma(torch.full((N, k), float(alpha), device=device)))
     return g/g.sum(1, keepdim=True)
 
 # %% ../nbs/12_augment.ipynb #eecad6ea
@@ -145,7 +153,8 @@ def randaugment(
     per_image:bool=True           # draws for each image, or (as DOM's code) one for the batch
     ) -> Callable:
     "Augmentation of a batch: RandAugment (Cubuk et al. 2020), nearest pixel, black corners"
-    if not 0 <= magnitude < bins or bins < 2: raise BadRequest(f'magnitude {magnitude} is not one of {bins} strengths 0 .. {bins - 1}')
+    if not 0 <= magnitude < bins or bins < 2:
+        raise BadRequest(f'magnitude {magnitude} is not one of {bins} strengths 0 .. {bins - 1}')
     def augment(x):
         "x (N,C,H,W) in [0,1] -> the same shape, multiples of 1/255"
         v, n = levels(x), len(x) if per_image else 1
@@ -160,10 +169,12 @@ def chains(v:Tensor, n:int, severity:int, width:int, depth:int) -> Tensor:
     "Ends of `width` chains from levels v (N,C,H,W), with n (N or 1) draws of everything: (width,N,C,H,W)"
     rounds, N, dev = depth if depth > 0 else 3, len(v), v.device
     op = torch.randint(1, len(OPS), (rounds, width, n), device=dev)
-    if depth <= 0: op = op*(torch.arange(rounds, device=dev)[:, None, None] < torch.randint(1, 4, (width, n), device=dev))
+    if depth <= 0:
+        op = op*(torch.arange(rounds, device=dev)[:, None, None] < torch.randint(1, 4, (width, n), device=dev))
     m = signed(op, scales(10, *v.shape[2:], 1/3, 4, dev)[op, torch.randint(severity, op.shape, device=dev)])
     ends = v.repeat(width, 1, 1, 1)
-    for o, s in zip(op.expand(-1, -1, N).flatten(1), m.expand(-1, -1, N).flatten(1)): ends = operate(ends, o, s, 'bilinear')
+    for o, s in zip(op.expand(-1, -1, N).flatten(1), m.expand(-1, -1, N).flatten(1)):
+        ends = operate(ends, o, s, 'bilinear')
     return ends.view(width, *v.shape)
 
 def augmix(

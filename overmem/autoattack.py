@@ -39,7 +39,8 @@ MAKERS = dict(apgd_ce=apgd, apgd_dlr=partial(apgd, loss=dlr), apgd_t=apgd_t, fab
 VERSIONS = dict(standard=('apgd_ce', 'apgd_t', 'fab_t', 'square'), fast=('apgd_ce', 'apgd_t'))
 
 def suite(version, eps:float) -> dict:
-    "{name: Attack} of a version: 'standard', the paper's four; 'fast', the first two; a name or names of `MAKERS`; a dictionary of attacks as it is"
+    """{name: Attack} of a version: 'standard', the paper's four; 'fast', the first two; a name or names of `MAKERS`;
+    a dictionary of attacks as it is"""
     if isinstance(version, dict): return version
     names = VERSIONS.get(version, (version,)) if isinstance(version, str) else tuple(version)
     for name in names:
@@ -50,7 +51,7 @@ def suite(version, eps:float) -> dict:
 class Result:
     "What an evaluation found, image by image, on the CPU"
     by: Tensor                    # (n,) int8: which of `attacks` broke it, -1 it stands, -2 wrong without attack
-    step: Tensor                  # (n,) int32: gradient steps or queries of that attack, over its attempts, after which it fell; -1 if none, 0 if it does not count
+    step: Tensor                  # (n,) int32: after how many steps or queries of its attempts; -1 none, 0 uncounted
     attacks: tuple                # names, in order
     delta: Tensor|None = None     # (n,C,H,W): perturbations of the broken images, if they were kept, else zero
     @property
@@ -63,16 +64,18 @@ class Result:
         "(n,) bool: right without attack and under the first `a` attacks"
         return self.ok | (self.by >= a)
     def table(self) -> pd.DataFrame:
-        "A row for each attack: images that it was given, images that it broke, accuracy left (share of all images), median step of the broken"
-        rows = [dict(attack=name, images=int(self.after(a).sum()), broken=int((self.by == a).sum()), robust_acc=self.after(a + 1).float().mean().item(),
-                     step=float(np.median(self.step[self.by == a])) if (self.by == a).any() else np.nan) for a, name in enumerate(self.attacks)]
+        "A row for each attack: images given and broken, accuracy left (share of all images), median step of the broken"
+        rows = [dict(attack=name, images=int(self.after(a).sum()), broken=int((self.by == a).sum()),
+                     robust_acc=self.after(a + 1).float().mean().item(),
+                     step=float(np.median(self.step[self.by == a])) if (self.by == a).any() else np.nan)
+                for a, name in enumerate(self.attacks)]
         return pd.DataFrame(rows, columns=['attack', 'images', 'broken', 'robust_acc', 'step'])
 
 # %% ../nbs/14_autoattack.ipynb #dd239100
 @dataclass
 class Ledger:
     "Where an evaluation is"
-    run: Tensor                   # (n,) int16: number of the attempt that broke the image, -1 it stands, -2 wrong without attack
+    run: Tensor                   # (n,) int16: number of the attempt that broke it, -1 stands, -2 wrong without attack
     step: Tensor                  # (n,) int32
     delta: Tensor                 # (n,C,H,W), or empty if perturbations are not kept
     at: tuple = (0, 0)            # attempt and batch that come next
@@ -92,30 +95,38 @@ class Ledger:
         if len(self.delta): self.delta[i] = delta
     def save(self, path:Path, about:dict):
         "Write it to `path`, all or nothing; `about` says what was evaluated"
-        with replacing(path) as tmp, open(tmp, 'wb') as f: np.savez(f, run=self.run, step=self.step, delta=self.delta, at=self.at, about=json.dumps(about))
+        with replacing(path) as tmp, open(tmp, 'wb') as f:
+            np.savez(f, run=self.run, step=self.step, delta=self.delta, at=self.at, about=json.dumps(about))
     @classmethod
     def load(cls, path:Path, about:dict) -> 'Ledger':
         "Read it; BadRequest if the file is damaged or about something else, naming the first difference"
         try:
             f = read_arrays(path)
-            saved, run, step, delta, at = dict(json.loads(str(f['about']))), *(torch.from_numpy(f[k]) for k in ('run', 'step', 'delta')), f['at']
-        except Exception as e: raise BadRequest(f'{path} is damaged or no evaluation ({str(e).splitlines()[0]}): delete it, or give another path') from None
+            saved, run, step, delta, at = (dict(json.loads(str(f['about']))),
+                                           *(torch.from_numpy(f[k]) for k in ('run', 'step', 'delta')), f['at'])
+        except Exception as e:
+            raise BadRequest(f'{path} is damaged or no evaluation ({str(e).splitlines()[0]}): '
+                             'delete it, or give another path') from None
         for k in about:
-            if saved.get(k) != about[k]: raise BadRequest(f'{path} holds another evaluation ({k}: {saved.get(k)} there, {about[k]} here): delete it or choose a path')
+            if saved.get(k) != about[k]:
+                raise BadRequest(f'{path} holds another evaluation ({k}: {saved.get(k)} there, {about[k]} here): '
+                                 'delete it or choose a path')
         return cls(run, step, delta, tuple(at.tolist()))
 
 # %% ../nbs/14_autoattack.ipynb #7981b605
 @torch.no_grad()
 def layout(model, x:Tensor) -> torch.memory_format:
-    "The memory format in which images are shown to the model: on a CPU channels-last, unless it cannot read that (a `view` in the model)"
+    "The memory format in which a model is shown images: on a CPU channels-last, unless it cannot read that (a `view`)"
     if x.dim() != 4 or x.device.type != 'cpu': return torch.contiguous_format
     try: model(floats(x[:1]).contiguous(memory_format=torch.channels_last))
     except RuntimeError: return torch.contiguous_format
     return torch.channels_last
 
 class Looks:
-    "Feeds a bar (`update`, `set_postfix`), if there is one: a look for each image that goes through the model, and after a batch those that fallen images no longer need"
-    def __init__(self, bar, costs:list, images:int): self.bar, self.costs, self.n, self.total = bar, costs, 0, images*sum(costs)
+    """Feeds a bar (`update`, `set_postfix`), if there is one: a look for each image that goes through the model,
+    and after a batch those that fallen images no longer need"""
+    def __init__(self, bar, costs:list, images:int):
+        self.bar, self.costs, self.n, self.total = bar, costs, 0, images*sum(costs)
     def __call__(self, module, args): self.reach(self.n + len(args[0]))
     def reach(self, n:int):
         "`n` looks in all; never back, never beyond the total"
@@ -123,14 +134,17 @@ class Looks:
         self.n += more
         if self.bar: self.bar.update(more)
     def spent(self, book:Ledger, bs:int) -> int:
-        "Looks to where a ledger is: standing images have passed the attempts before this one, those of the batches done this one too; of the others no more are needed"
+        """Looks to where a ledger is: standing images have passed the attempts before this one,
+        those of the batches done this one too; of the others no more are needed"""
         (j, b), stands = book.at, book.run == -1
         still, passed = stands.sum().item(), stands[book.entering(j)[:b*bs]].sum().item()
         return (len(stands) - still)*sum(self.costs) + still*sum(self.costs[:j]) + passed*sum(self.costs[j:j + 1])
     def settle(self, books:list, bs:int, name:str):
         "Bring the bar to where the ledgers of all parts are"
         self.reach(sum(self.spent(b, bs) for b in books))
-        if self.bar: self.bar.set_postfix(dict(attack=name, robust=f'{torch.cat([b.run == -1 for b in books]).float().mean():.1%}'))
+        if self.bar:
+            self.bar.set_postfix(dict(attack=name,
+                                      robust=f'{torch.cat([b.run == -1 for b in books]).float().mean():.1%}'))
 
 @contextmanager
 def _counting(model, looks):
@@ -141,7 +155,7 @@ def _counting(model, looks):
 
 # %% ../nbs/14_autoattack.ipynb #24b9512f
 class Affine(nn.Module):
-    "(x - mean)*scale + shift, per channel of (N,C,H,W), in one operation: what batch normalisation is in evaluation mode"
+    "(x - mean)*scale + shift, per channel of (N,C,H,W), in one operation: batch normalisation in evaluation mode"
     def __init__(self, mean:Tensor, scale:Tensor, shift:Tensor|float=0.):
         super().__init__()
         self.register_buffer('weight', scale.flatten()[:, None, None])
@@ -151,7 +165,9 @@ class Affine(nn.Module):
 def _affine(m):
     "The `Affine` that a module amounts to in evaluation mode; None if it does not"
     if type(m) is Normalize: return Affine(m.mean, 1/m.std)
-    if type(m) is nn.BatchNorm2d and m.track_running_stats: return Affine(m.running_mean, (m.running_var + m.eps).rsqrt()*(1 if m.weight is None else m.weight), 0. if m.bias is None else m.bias)
+    if type(m) is nn.BatchNorm2d and m.track_running_stats:
+        return Affine(m.running_mean, (m.running_var + m.eps).rsqrt()*(1 if m.weight is None else m.weight),
+                      0. if m.bias is None else m.bias)
 
 def _replaced(model, kind):
     for k, m in [*model.named_modules()]:
@@ -160,13 +176,14 @@ def _replaced(model, kind):
 
 @torch.no_grad()
 def folded(model, x:Tensor) -> nn.Module:
-    "A cheaper copy for attacks on a model in evaluation mode: batch norms folded into the convolutions before them, the others and `Normalize` made `Affine`. The model itself where that changes the logits of x beyond rounding"
+    """A cheaper copy for attacks on a model in evaluation mode: batch norms folded into the convolutions before them,
+    the others and `Normalize` made `Affine`. The model itself where that changes the logits of x beyond rounding"""
     if not isinstance(model, nn.Module) or not any(map(_affine, model.modules())): return model
     with seeded(0):
         try:
             twin = _replaced(fuse(_replaced(deepcopy(model), Normalize)), nn.BatchNorm2d)
             a, b = model(x), twin(x)
-        except Exception: return model                                   # torch.fx gives up in many ways, none of them an error of ours
+        except Exception: return model  # torch.fx gives up in many ways, none of them an error of ours
     return twin if (a - b).abs().max() <= 1e-4*a.abs().max() else model
 
 # %% ../nbs/14_autoattack.ipynb #2090def5
@@ -182,25 +199,30 @@ class Attempt(NamedTuple):
 
 def attempts(attacks:dict) -> list:
     "Every `Attempt` of every attack, in order; an attack that does not count its steps is a single attempt"
-    once = lambda attack: lambda model, x, y: Found(attack(model, x, y), torch.full_like(y, -1), y)              # whether it fell is for others to say
-    return [Attempt(a, name, r, run, getattr(attack, 'steps', 0), r*getattr(attack, 'steps', 0), getattr(attack, 'looks', 1))
-            for a, (name, attack) in enumerate(attacks.items()) for r, run in enumerate(getattr(attack, 'runs', [once(attack)]))]
+    # whether it fell is for others to say
+    once = lambda attack: lambda model, x, y: Found(attack(model, x, y), torch.full_like(y, -1), y)
+    return [Attempt(a, name, r, run, getattr(attack, 'steps', 0), r*getattr(attack, 'steps', 0),
+                    getattr(attack, 'looks', 1))
+            for a, (name, attack) in enumerate(attacks.items())
+            for r, run in enumerate(getattr(attack, 'runs', [once(attack)]))]
 
 def _seed(*what): return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=7).digest())
 
 @torch.no_grad()
 def confirmed(model, x:Tensor, y:Tensor, eps:float, claim:Found, steps:int) -> Found:
-    "The claim of an attack of so many `steps`, put into the threat model and shown to the model once more: an image fell exactly if it is misclassified there"
+    """The claim of an attack of so many `steps`, put into the threat model and shown to the model once more:
+    an image fell exactly if it is misclassified there"""
     delta = project(claim.delta, x, eps)
     wrong = model(x + delta).argmax(1) != y
     return Found(delta, torch.where(wrong, torch.where(claim.step < 0, steps, claim.step), -1), claim.loss)
 
 def search(model, twin, x:Tensor, y:Tensor, eps:float, attempt:Attempt) -> Found:
-    "One attempt, searched on the `twin` and judged by the model; images about which the two disagree are searched again on the model"
+    "One attempt, searched on the `twin`, judged by the model; images they disagree on are searched again on the model"
     claim = attempt.run(twin, x, y)
     found = confirmed(model, x, y, eps, claim, attempt.steps)
     lost = ((claim.step >= 0) & (found.step < 0)).nonzero()[:, 0]
-    if twin is not model and len(lost): found.add(lost, confirmed(model, x[lost], y[lost], eps, attempt.run(model, x[lost], y[lost]), attempt.steps), 0)
+    if twin is not model and len(lost):
+        found.add(lost, confirmed(model, x[lost], y[lost], eps, attempt.run(model, x[lost], y[lost]), attempt.steps), 0)
     return found
 
 def autoattack(
@@ -209,23 +231,29 @@ def autoattack(
     version='standard',           # 'standard', 'fast', names of attacks, or {name: Attack}
     bs:int=128,                   # images attacked together
     seed:int=0,                   # random starts; with the same seed and `bs` the same result
-    path=None,                    # file that keeps the state after every batch, and from which a later call with as many jobs goes on
+    path=None,                    # file with the state after each batch; a later call with as many jobs goes on from it
     bar:Callable|None=None,       # makes a progress bar, bar(total, description, unit): overmem.base.progress
     keep:bool=False,              # keep the perturbations
-    jobs:int=1                    # processes at once, each on a part of the images; only with as many jobs the same result
+    jobs:int=1                    # processes, each on a part of the images; only with as many jobs the same result
     ) -> Result:
-    "AutoAttack (Croce & Hein 2020b): all attempts of all attacks in turn, each on the images that still stand. Mode and random state are left as they were"
+    """AutoAttack (Croce & Hein 2020b): all attempts of all attacks in turn, each on the images that still stand.
+    Mode and random state are left as they were"""
     checked(x, y, eps)
     if jobs > 1: return _in_parts(model, x, y, eps, version, bs, seed, path, bar, keep, jobs)
-    if path and not isinstance(model, torch.nn.Module): raise BadRequest('a state can be kept only for a torch.nn.Module, whose weights tell it from others: give no path')
+    if path and not isinstance(model, torch.nn.Module):
+        raise BadRequest('a state can be kept only for a torch.nn.Module, whose weights tell it from others: '
+                         'give no path')
     keep_memory()
     attacks = suite(version, eps)
     plan = attempts(attacks if eps else {})
-    with evaluating(model), (bar(len(x)*sum(p.looks for p in plan), 'autoattack', 'look') if bar else nullcontext()) as shown:
+    with (evaluating(model),
+          (bar(len(x)*sum(p.looks for p in plan), 'autoattack', 'look') if bar else nullcontext()) as shown):
         about = path and _about(model, x, y, attacks, eps=eps, bs=bs, seed=seed, keep=keep)
         if path and Path(path).exists(): book = Ledger.load(path, about)
         else:
-            with seeded(seed): book = Ledger.begin(model, x, y, bs, keep, max(getattr(a, 'classes', 2) for a in attacks.values()) if eps else 2)
+            with seeded(seed):
+                book = Ledger.begin(model, x, y, bs, keep,
+                                    max(getattr(a, 'classes', 2) for a in attacks.values()) if eps else 2)
             if path: book.save(path, about)
         twin, looks = folded(model, floats(x[:bs])), Looks(shown, [p.looks for p in plan], len(x))
         looks.settle([book], bs, 'none')
@@ -234,24 +262,30 @@ def autoattack(
             book.enter(i[k], step, delta, j, b)
             if path: book.save(path, about)
             looks.settle([book], bs, plan[j].name)
-    by = torch.tensor([*(p.a for p in plan), -2, -1], dtype=torch.int8)[book.run.long()]      # -1 and -2 count from the end
+    by = torch.tensor([*(p.a for p in plan), -2, -1], dtype=torch.int8)[book.run.long()]  # -1 and -2 count from the end
     return Result(by, book.step, tuple(attacks), book.delta if keep else None)
 
 def _in_parts(model, x, y, eps, version, bs, seed, path, bar, keep, jobs):
-    "`autoattack` in several processes: each gets every jobs-th image and a ledger of its own, from which the bar is fed"
+    "`autoattack` in several processes: each gets every jobs-th image and its own ledger, from which the bar is fed"
     plan = attempts(suite(version, eps) if eps else {})
-    if not isinstance(model, nn.Module) or isinstance(version, dict) or x.is_cuda: raise BadRequest('several jobs need a torch.nn.Module on a CPU and attacks given by name: take jobs=1')
-    with tempfile.TemporaryDirectory() as d, (bar(len(x)*sum(p.looks for p in plan), 'autoattack', 'look') if bar else nullcontext()) as shown:
+    if not isinstance(model, nn.Module) or isinstance(version, dict) or x.is_cuda:
+        raise BadRequest('several jobs need a torch.nn.Module on a CPU and attacks given by name: take jobs=1')
+    with (tempfile.TemporaryDirectory() as d,
+          (bar(len(x)*sum(p.looks for p in plan), 'autoattack', 'look') if bar else nullcontext()) as shown):
         at, looks = Path(path or Path(d)/'aa.npz'), Looks(shown, [p.looks for p in plan], len(x))
         paths = [at.with_name(f'{at.stem}-{k + 1}of{jobs}{at.suffix}') for k in range(min(jobs, len(x)))]
         def tick():
             books = [Ledger.load(p, {}) for p in paths if shown and p.exists()]
             if books: looks.settle(books, bs, [*(p.name for p in plan), 'none'][max(b.at[0] for b in books)])
         try:
-            parts = [pickle.dumps((model, x[k::jobs].clone(), y[k::jobs].clone(), p if path or shown else None)) for k, p in enumerate(paths)]      # copies, not memory that processes share
-            found = spread(partial(_part, eps, version, bs, seed, keep), parts, jobs, tick, lambda part: f'of {jobs} parts of the images')
-        except (RunFailed, AttributeError, TypeError, pickle.PicklingError) as e: raise RunFailed(f'{e} (a model whose class other processes cannot import needs jobs=1)') from e
-    return Result(*(_interleaved([getattr(r, k) for r in found], jobs) for k in ('by', 'step')), found[0].attacks, _interleaved([r.delta for r in found], jobs) if keep else None)
+            parts = [pickle.dumps((model, x[k::jobs].clone(), y[k::jobs].clone(), p if path or shown else None))
+                     for k, p in enumerate(paths)]  # copies, not memory that processes share
+            found = spread(partial(_part, eps, version, bs, seed, keep), parts, jobs, tick,
+                           lambda part: f'of {jobs} parts of the images')
+        except (RunFailed, AttributeError, TypeError, pickle.PicklingError) as e:
+            raise RunFailed(f'{e} (a model whose class other processes cannot import needs jobs=1)') from e
+    return Result(*(_interleaved([getattr(r, k) for r in found], jobs) for k in ('by', 'step')), found[0].attacks,
+                  _interleaved([r.delta for r in found], jobs) if keep else None)
 
 def _interleaved(parts, jobs):
     whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
@@ -264,10 +298,12 @@ def _part(eps, version, bs, seed, keep, part):
 
 def _about(model, x, y, attacks, **numbers):
     "What makes an evaluation this one"
-    return dict(images=digest(dict(x=x)), labels=digest(dict(y=y)), weights=digest(model.state_dict()), attacks={k: described(a) for k, a in attacks.items()}, **numbers)
+    return dict(images=digest(dict(x=x)), labels=digest(dict(y=y)), weights=digest(model.state_dict()),
+                attacks={k: described(a) for k, a in attacks.items()}, **numbers)
 
 def described(v) -> str:
-    "A value in words, functions with the values they were made with: two attacks of one maker differ where their numbers do"
+    """A value in words, functions with the values they were made with:
+    two attacks of one maker differ where their numbers do"""
     if isinstance(v, partial): return f'{described(v.func)}{described(v.args)}{described(v.keywords)}'
     if isinstance(v, dict): return described([*v.items()])
     if isinstance(v, (list, tuple)): return f"[{', '.join(map(described, v))}]"

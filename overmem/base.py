@@ -28,7 +28,8 @@ class RunFailed(RuntimeError):
 
 def explained(text:str) -> str:
     "The text of an error; if that is a full disk, what to do comes first"
-    return f'a disk is full (files go to {home()}): make room, and the same command goes on from there; what was said: {text}' if 'No space left on device' in text else text
+    return (f'a disk is full (files go to {home()}): make room, and the same command goes on from there; '
+            f'what was said: {text}' if 'No space left on device' in text else text)
 
 # %% ../nbs/00_base.ipynb #0ebf8c6d
 def nearest(word:str, words) -> str:
@@ -59,7 +60,7 @@ def results_dir() -> Path:
 
 # %% ../nbs/00_base.ipynb #f440ec6d
 def packaged(part:str) -> Path:
-    "Folder of files that travel with the package: 'experiments' or 'reference'; beside the package in a clone, inside it in a wheel"
+    "Folder of files that travel with the package, 'experiments' or 'reference': beside it in a clone, in it in a wheel"
     package = Path(find_spec('overmem').submodule_search_locations[0])
     in_clone = package.parent/dict(experiments='nbs/experiments', reference='data/reference')[part]
     return in_clone if in_clone.is_dir() else package/part
@@ -68,7 +69,8 @@ def packaged(part:str) -> Path:
 def reference(spec:str, **where) -> list:
     "Rows of `data/reference/<spec>_tables.csv` whose columns equal `where`; `value` and `std` are floats or None"
     num = lambda s: float(s) if s.replace('.', '', 1).replace('-', '', 1).replace('e', '', 1).isdigit() else None
-    with open(packaged('reference')/f'{spec}_tables.csv', newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
+    with open(packaged('reference')/f'{spec}_tables.csv', newline='', encoding='utf-8') as f:
+        rows = list(csv.DictReader(f))
     return [dict(r, value=num(r['value']), std=num(r['std'])) for r in rows if all(r[k] == v for k, v in where.items())]
 
 # %% ../nbs/00_base.ipynb #f61ce4ba
@@ -81,7 +83,7 @@ def replacing(path:Path):
     writable(path.parent)
     try:
         yield tmp
-        if path.is_dir(): os.replace(path, old)                          # a folder can't be replaced in one step: two renames
+        if path.is_dir(): os.replace(path, old)  # a folder can't be replaced in one step: two renames
         os.replace(tmp, path)
     finally:
         for left in (tmp, old): shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
@@ -93,7 +95,9 @@ def writable(folder:Path) -> Path:
         probe = Path(folder)/f'.write-{os.getpid()}'
         probe.touch()
         probe.unlink(missing_ok=True)
-    except OSError as e: raise BadRequest(f'cannot write to {folder} ({e.strerror}): choose a folder you can write to with OVERMEM_HOME') from None
+    except OSError as e:
+        raise BadRequest(
+            f'cannot write to {folder} ({e.strerror}): choose a folder you can write to with OVERMEM_HOME') from None
     return Path(folder)
 
 @contextmanager
@@ -115,7 +119,8 @@ def write_json(path:Path, value):
 class MinuteLines:
     "Stands for a tqdm bar where nobody watches: a line on the error stream at most once in `every` seconds"
     def __init__(self, total:int, desc:str, unit:str, every:float=60.):
-        self.total, self.desc, self.unit, self.every, self.n, self.initial, self.post = total, desc, unit, every, 0, 0, ''
+        self.total, self.desc, self.unit, self.every, self.n, self.initial, self.post = (
+            total, desc, unit, every, 0, 0, '')
         self.began = self.said = time.time()
     def set_postfix(self, values): self.post = ', '.join(f'{k} {v}' for k, v in values.items())
     def update(self, n=1):
@@ -123,7 +128,8 @@ class MinuteLines:
         now = time.time()
         if now - self.said < self.every: return
         self.said, left = now, (now - self.began)*(self.total - self.n)/max(self.n - self.initial, 1)
-        print(f'{self.desc}: {self.n} of {self.total} {self.unit}s, {(now - self.began)/60:.1f} min, {left/60:.1f} min left  {self.post}', file=sys.stderr, flush=True)
+        print(f'{self.desc}: {self.n} of {self.total} {self.unit}s, {(now - self.began)/60:.1f} min, '
+              f'{left/60:.1f} min left  {self.post}', file=sys.stderr, flush=True)
     def __enter__(self): return self
     def __exit__(self, *_): pass
 
@@ -134,7 +140,8 @@ def count_done(bar, n:int):
 
 def progress(total:int, desc:str='', unit:str='epoch'):
     "A tqdm bar of `total` steps, as a context manager; where nobody watches, `MinuteLines` instead"
-    how = os.environ.get('OVERMEM_PROGRESS') or ('bar' if sys.stderr.isatty() or 'ipykernel' in sys.modules else 'lines')
+    how = (os.environ.get('OVERMEM_PROGRESS')
+           or ('bar' if sys.stderr.isatty() or 'ipykernel' in sys.modules else 'lines'))
     if how == 'lines': return MinuteLines(total, desc, unit)
     from tqdm import tqdm
     return tqdm(total=total, desc=desc, unit=unit, leave=False, mininterval=.3)

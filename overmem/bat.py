@@ -22,20 +22,24 @@ from .records import kept_array
 
 # %% ../nbs/32_bat.ipynb #44181842
 def poisoning(logits:Tensor, y:Tensor) -> Tensor:
-    "Poisoning score (N,) of attacked images: their largest probability of a wrong class (Xu et al. 2021, Eq. 4). logits (N,K), y (N,)"
+    """Poisoning score (N,) of attacked images: their largest probability of a wrong class (Xu et al. 2021, Eq. 4).
+    logits (N,K), y (N,)"""
     return full(logits).softmax(1).scatter(1, y[:, None], 0.).amax(1)
 
 def bat_weights(logits:Tensor, y:Tensor, atypical:Tensor, alpha:float) -> Tensor:
-    "Weights (N,) with mean one and without gradient: less than others for atypical (N,) bool images that are taken for another class. logits (N,K), y (N,)"
+    """Weights (N,) of mean one, without gradient: less for atypical (N,) bool images that are taken for another class.
+    logits (N,K), y (N,)"""
     z = logits.detach()
     harmful = atypical & (z.argmax(1) != y)
     w = torch.where(harmful, (-alpha*poisoning(z, y)).exp(), 1.)         # Eq. (5)
     return w*len(w)/w.sum()                                              # Eq. (6)
 
 # %% ../nbs/32_bat.ipynb #0e793eec
-def discrimination(h:Tensor, y:Tensor, typical:Tensor, tau:float=.1, normalize:bool=True, positives:bool=False) -> Tensor:
-    "Discrimination loss of features h (N,d) with labels y (N,) over the typical (N,) bool images of a batch, 0 if no image has both a partner of its class and one of another (Xu et al. 2021, Eq. 7; bat.md 2.4)"
-    with exact(h.device.type):                                           # or the product would be in half precision again
+def discrimination(h:Tensor, y:Tensor, typical:Tensor, tau:float=.1, normalize:bool=True,
+                   positives:bool=False) -> Tensor:
+    """Discrimination loss of features h (N,d) with labels y (N,) over the typical (N,) bool images of a batch,
+    0 if no image has both a partner of its class and one of another (Xu et al. 2021, Eq. 7; bat.md 2.4)"""
+    with exact(h.device.type):  # or the product would be in half precision again
         u = F.normalize(full(h), dim=1) if normalize else full(h)
         s = u @ u.T/tau
     pair = typical[:, None] & typical & ~torch.eye(len(y), dtype=torch.bool, device=y.device)
@@ -48,22 +52,28 @@ def discrimination(h:Tensor, y:Tensor, typical:Tensor, tau:float=.1, normalize:b
 
 # %% ../nbs/32_bat.ipynb #60f945a7
 class Lookup:
-    "Numbers of the training images (n,), kept where the network is; `examples` says of which: their labels (n,) if these are known, else how many"
-    def __init__(self, values:Tensor, labels=None): self.values, self.examples = values, len(values) if labels is None else torch.as_tensor(labels)
+    """Numbers of the training images (n,), kept where the network is; `examples` says of which:
+    their labels (n,) if these are known, else how many"""
+    def __init__(self, values:Tensor, labels=None):
+        self.values, self.examples = values, len(values) if labels is None else torch.as_tensor(labels)
     def attach(self, model): self.values = self.values.to(next(model.parameters()).device)
     def __call__(self, i:Tensor) -> Tensor: return self.values[i]
 
 def mem_table(mem:Tensor|str) -> Lookup:
-    "Memorization of the training images: (n,) numbers, or the name of a file of `overmem mem`, of the published scores, or of `keep_array`"
+    """Memorization of the training images: (n,) numbers, or the name of a file of `overmem mem`,
+    of the published scores, or of `keep_array`"""
     values = torch.as_tensor(kept_array(mem, 'tr_mem', 'memorization') if isinstance(mem, str) else mem).float()
-    if values.dim() != 1: raise BadRequest(f'mem has shape {tuple(values.shape)}: it must be one number for each training image')
+    if values.dim() != 1:
+        raise BadRequest(f'mem has shape {tuple(values.shape)}: it must be one number for each training image')
     labels = None
     if isinstance(mem, str) and mem.endswith('.npz'):
         with suppress(BadRequest): labels = kept_array(mem, 'tr_labels')
     return Lookup(values, labels)
 
-def bat(attack:Attack, mem:Tensor|str, alpha:float=1., beta:float=.2, sigma:float=.15, low:float|None=None, tau:float=.1, normalize:bool=True, positives:bool=False) -> Objective:
-    "Benign adversarial training (Xu et al. 2021, Eq. 8, Algorithm 1) of a network with `features` and `head`: mem (n,) scores of the training images, above `sigma` atypical, up to `low` (None: `sigma`) typical"
+def bat(attack:Attack, mem:Tensor|str, alpha:float=1., beta:float=.2, sigma:float=.15, low:float|None=None,
+        tau:float=.1, normalize:bool=True, positives:bool=False) -> Objective:
+    """Benign adversarial training (Xu et al. 2021, Eq. 8, Algorithm 1) of a network with `features` and `head`:
+    mem (n,) scores of the training images, above `sigma` atypical, up to `low` (None: `sigma`) typical"""
     table, limit = mem_table(mem), sigma if low is None else low
     def objective(model, b, t):
         "The step's logits and inputs are the attacked ones, its `extra` the discrimination loss"
@@ -76,7 +86,8 @@ def bat(attack:Attack, mem:Tensor|str, alpha:float=1., beta:float=.2, sigma:floa
 
 # %% ../nbs/32_bat.ipynb #11a36bd5
 def class_distance(h:Tensor, y:Tensor) -> float:
-    "One minus the mean cosine similarity of features h (N,d) over all pairs of different classes y (N,): in [0,2] (Xu et al. 2021, Table 1; bat.md 2.6). nan for one class"
+    """One minus the mean cosine similarity of features h (N,d) over all pairs of different classes y (N,): in [0,2]
+    (Xu et al. 2021, Table 1; bat.md 2.6). nan for one class"""
     u = F.normalize(h.double(), dim=1)
     member = F.one_hot(y).to(u)                                          # (N,C)
     S, N = member.T @ u, member.sum(0)
@@ -90,10 +101,12 @@ def balanced_class_distance(h:Tensor, y:Tensor) -> float:
     return (1 - (s.sum() - s.trace())/(len(s)*(len(s) - 1))).item() if len(s) > 1 else torch.nan
 
 def distance_of(who:str) -> Callable:
-    "For the `gauges` of a run: `class_distance` of the features of the training images that an array (see `keep_array`) marks, as they are, in eval mode"
+    """For the `gauges` of a run: `class_distance` of the features of the training images
+    that an array (see `keep_array`) marks, as they are, in eval mode"""
     marked = torch.from_numpy(kept_array(who))
     @torch.no_grad()
     def gauge(model, images) -> float:
         some = images.take(marked.nonzero()[:, 0].to(images.y.device))
-        with evaluating(model): return class_distance(torch.cat([model.features(floats(x)) for x in some.x.split(500)]), some.y)
+        with evaluating(model):
+            return class_distance(torch.cat([model.features(floats(x)) for x in some.x.split(500)]), some.y)
     return gauge

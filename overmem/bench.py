@@ -42,15 +42,20 @@ from .train import Watch, engine, sgd
 from .xrm import XRM, Twins
 
 # %% ../nbs/43_bench.ipynb #9f86d554
-STEPS = dict(natural='adv()', fgsm='adv(fgsm(8/255))', rs_fgsm='adv(rs_fgsm(8/255, 10/255))', n_fgsm='adv(n_fgsm(8/255))',
-    zerograd='adv(zerograd(8/255, q=.35))', multigrad='adv(multigrad(8/255, n=3))', pgd2='adv(pgd(8/255, 4/255, 2))', pgd10='adv(pgd(8/255, 2/255, 10))', grad_align='grad_align(8/255, .2)', free_at='free_at',
-    trades='trades(in_eval(to_clean(pgd(8/255, 2/255, 10, loss=kl_to, start=near))), 6.)', mart='mart(in_eval(pgd(8/255, 2/255, 10, start=near)), 5.)', gairat='gairat(8/255, 2/255, 10, begin=0)', bat='bat',
-    dom_re='dom_re(adv(), 2., 0)', dom_re_own='dom_re_own(adv(), 2., 0)', dom_re_rs_fgsm='dom_re(adv(rs_fgsm(8/255, 10/255)), 2., 0)',
-    dom_da='dom_da(adv(), 1e9, 0, augmix(per_image=False), 3, .5)', dom_da_masked='dom_da_masked(adv(), 1e9, 0, augmix(), 3, .5)',
+STEPS = dict(
+    natural='adv()', fgsm='adv(fgsm(8/255))', rs_fgsm='adv(rs_fgsm(8/255, 10/255))', n_fgsm='adv(n_fgsm(8/255))',
+    zerograd='adv(zerograd(8/255, q=.35))', multigrad='adv(multigrad(8/255, n=3))', pgd2='adv(pgd(8/255, 4/255, 2))',
+    pgd10='adv(pgd(8/255, 2/255, 10))', grad_align='grad_align(8/255, .2)', free_at='free_at',
+    trades='trades(in_eval(to_clean(pgd(8/255, 2/255, 10, loss=kl_to, start=near))), 6.)',
+    mart='mart(in_eval(pgd(8/255, 2/255, 10, start=near)), 5.)', gairat='gairat(8/255, 2/255, 10, begin=0)', bat='bat',
+    dom_re='dom_re(adv(), 2., 0)', dom_re_own='dom_re_own(adv(), 2., 0)',
+    dom_re_rs_fgsm='dom_re(adv(rs_fgsm(8/255, 10/255)), 2., 0)',
+    dom_da='dom_da(adv(), 1e9, 0, augmix(per_image=False), 3, .5)',
+    dom_da_masked='dom_da_masked(adv(), 1e9, 0, augmix(), 3, .5)',
     group_dro='GroupDRO', mat='mat', xrm='XRM')
 
 def objective_of(name:str, y:torch.Tensor, K:int=10, side:int=32, bs:int=128):
-    "The objective of a step of `STEPS`, or of an expression, for a training set with labels y (n,) and images of side x side"
+    "The objective of a step of `STEPS`, or of an expression, for a training set with labels y (n,), images side x side"
     if name == 'free_at': return free_at(8/255, bs=bs, shape=(3, side, side)).to(y.device)
     if name == 'group_dro': return GroupDRO(adv(), 4, .01).to(y.device)
     if name == 'bat': return bat(in_eval(pgd(8/255, 2/255, 10)), torch.linspace(0, .5, len(y), device=y.device))
@@ -61,25 +66,30 @@ def objective_of(name:str, y:torch.Tensor, K:int=10, side:int=32, bs:int=128):
 def network_of(name:str, expr:str, device, channels_last:bool=False):
     "The network of a step: XRM trains two, everything else one"
     net = lambda: make(expr, K=10, ch=3, mean=(.5,)*3, std=(.25,)*3)
-    return (Twins(net(), net()) if name == 'xrm' else net()).to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return (Twins(net(), net()) if name == 'xrm' else net()).to(
+        device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 def random_images(n:int, device, side:int=32) -> tuple:
     "x (n,3,side,side) bytes, y and g (n,): what is in them does not matter for speed"
     gen = torch.Generator().manual_seed(0)
-    x, y = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=gen), torch.randint(0, 10, (n,), generator=gen)
+    x, y = (torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=gen),
+            torch.randint(0, 10, (n,), generator=gen))
     return x.to(device), y.to(device), (y % 4).to(device)
 
 # %% ../nbs/43_bench.ipynb #5bc43a3a
 class Contender:
-    "A training step, ready to be repeated; `name` is one of `STEPS` or an objective's expression, `aug` that of the augmentation; `images` (x, y, g) are shown in place of random ones. Use as a context manager"
-    def __init__(self, name:str, model:str, bs:int, device, precision:str='fp32', capture='off', channels_last:bool=False, keep:bool=False, aug:str='crop_flip(4)', images:tuple=()):
+    """A training step, ready to be repeated; `name` is one of `STEPS` or an objective's expression,
+    `aug` that of the augmentation; `images` (x, y, g) are shown in place of random ones. Use as a context manager"""
+    def __init__(self, name:str, model:str, bs:int, device, precision:str='fp32', capture='off',
+                 channels_last:bool=False, keep:bool=False, aug:str='crop_flip(4)', images:tuple=()):
         seed_all(0)
         if keep: keep_memory()
         x, y, g = images or random_images(4*bs, device)
         net = network_of(name, model, device, channels_last)
         self.i, self.device, self.stack = torch.arange(bs, device=device), torch.device(device), contextlib.ExitStack()
         self.counts = capture != 'compiled'                              # operations can be counted
-        self.engine = engine(net, TensorLoader(x, y, g, bs=bs, aug=make(aug)), objective_of(name, y, bs=bs), sgd(net), precision, capture, Watch())
+        self.engine = engine(net, TensorLoader(x, y, g, bs=bs, aug=make(aug)), objective_of(name, y, bs=bs), sgd(net),
+                             precision, capture, Watch())
         net.train()
     def __enter__(self) -> 'Contender':
         self.step = self.stack.enter_context(self.engine)
@@ -114,7 +124,8 @@ class Rival:
             while not self.pipe.poll(1):
                 if not self.process.is_alive(): raise EOFError
             answer = self.pipe.recv()
-        except (EOFError, OSError): raise RunFailed(f'{word} {value}: the process that measures is gone (out of memory?)') from None
+        except (EOFError, OSError):
+            raise RunFailed(f'{word} {value}: the process that measures is gone (out of memory?)') from None
         if isinstance(answer, Exception): raise answer
         return answer
 
@@ -126,7 +137,9 @@ def _rival(pipe, how):
             try:
                 if word == 'load': contender = _hold(held, Contender(value, **how))
                 answer = _load(contender) if word == 'load' else contender.seconds(value)
-            except Exception as e: answer = e if isinstance(e, (BadRequest, RunFailed)) else RunFailed(f'{word} {value}: {type(e).__name__}: {e}')
+            except Exception as e:
+                answer = (e if isinstance(e, (BadRequest, RunFailed))
+                          else RunFailed(f'{word} {value}: {type(e).__name__}: {e}'))
             pipe.send(answer)
 
 def _hold(held, contender):
@@ -169,8 +182,9 @@ def row(step:str, mode:str, plain, fast, flops:float=0., top:float=1.) -> dict:
     "One line of the table: medians over rounds, with the extremes"
     ratio = np.asarray(fast)/np.asarray(plain)
     mid = statistics.median
-    return dict(step=step, mode=mode, plain=mid(plain), fast=mid(fast), fast_min=min(fast), fast_max=max(fast), ratio=mid(ratio), ratio_min=min(ratio), ratio_max=max(ratio),
-                seconds_per_50k=50_000/mid(fast), gflop_per_image=flops/1e9 or None, share_of_peak=flops*mid(fast)/top if flops else None)
+    return dict(step=step, mode=mode, plain=mid(plain), fast=mid(fast), fast_min=min(fast), fast_max=max(fast),
+                ratio=mid(ratio), ratio_min=min(ratio), ratio_max=max(ratio), seconds_per_50k=50_000/mid(fast),
+                gflop_per_image=flops/1e9 or None, share_of_peak=flops*mid(fast)/top if flops else None)
 
 # %% ../nbs/43_bench.ipynb #94d1429a
 def augmentation(name:str, bs:int, device, rounds:int) -> dict:
@@ -199,11 +213,14 @@ def processes(name:str, jobs:int, model:str, bs:int, device, seconds:float) -> f
     "Images per second of `jobs` processes together, each training its own network"
     ctx = multiprocessing.get_context('spawn')
     barrier, rates = ctx.Barrier(jobs), ctx.Queue()
-    ps = [ctx.Process(target=_busy, args=(name, model, bs, device, max(1, torch.get_num_threads()//jobs), seconds, barrier, rates)) for _ in range(jobs)]
+    ps = [ctx.Process(target=_busy, args=(name, model, bs, device, max(1, torch.get_num_threads()//jobs), seconds,
+                                          barrier, rates)) for _ in range(jobs)]
     for p in ps: p.start()
     try:
         while any(p.is_alive() for p in ps):
-            if any(p.exitcode for p in ps): raise RunFailed(f'one of {jobs} runs of {name} at once ended with {max(abs(p.exitcode or 0) for p in ps)}')
+            if any(p.exitcode for p in ps):
+                raise RunFailed(f'one of {jobs} runs of {name} at once ended with '
+                                f'{max(abs(p.exitcode or 0) for p in ps)}')
             time.sleep(.05)
         return sum(rates.get(timeout=5) for _ in ps)
     finally:
@@ -242,9 +259,10 @@ def _no_compiled_code():
             else: os.environ['TORCHINDUCTOR_CACHE_DIR'] = was
 
 def compiled(name:str, setting:dict, rounds:int, seconds:float) -> dict:
-    "Row of the table: the fast path with its network compiled first, against the fast path; loading it takes so many seconds longer"
-    with Rival(**setting, **FAST) as fast, _no_compiled_code(), Rival(**setting, **FAST | dict(capture='compiled')) as ours:
-        for r in (fast, ours): r.ask('load', 'natural')                  # the processes are up, and have read their modules
+    "Row of the table: the fast path, its network compiled first, against without; loading takes so many seconds longer"
+    with (Rival(**setting, **FAST) as fast, _no_compiled_code(),
+          Rival(**setting, **FAST | dict(capture='compiled')) as ours):
+        for r in (fast, ours): r.ask('load', 'natural')  # the processes are up, and have read their modules
         waits = []
         for r in (fast, ours):
             began = time.perf_counter()
@@ -255,22 +273,29 @@ def compiled(name:str, setting:dict, rounds:int, seconds:float) -> dict:
 
 def together(name:str, alone:float, model:str, bs:int, device, rounds:int, seconds:float) -> list:
     "Rows of the table: several runs at once, against one alone at `alone` images per second"
-    ways = [(processes, 2)] if torch.device(device).type == 'cpu' else [(f, k) for f in (processes, streams) for k in (2, 4)]
-    return [row(name, f'{k} {f.__name__} together, against one', [alone]*rounds, [f(name, k, model, bs, device, seconds) for _ in range(rounds)]) for f, k in ways]
+    ways = ([(processes, 2)] if torch.device(device).type == 'cpu'
+            else [(f, k) for f in (processes, streams) for k in (2, 4)])
+    return [row(name, f'{k} {f.__name__} together, against one', [alone]*rounds,
+                [f(name, k, model, bs, device, seconds) for _ in range(rounds)]) for f, k in ways]
 
 # %% ../nbs/43_bench.ipynb #7db0cc38
-SIZES = dict(smoke=dict(bs=16, rounds=2, seconds=0.), laptop=dict(bs=128, rounds=5, seconds=.5), gpu=dict(bs=128, rounds=7, seconds=1.), full=dict(bs=128, rounds=15, seconds=2.))
+SIZES = dict(smoke=dict(bs=16, rounds=2, seconds=0.), laptop=dict(bs=128, rounds=5, seconds=.5),
+             gpu=dict(bs=128, rounds=7, seconds=1.), full=dict(bs=128, rounds=15, seconds=2.))
 
-def bench(budget:str='smoke', device:str='cpu', steps:str='*', model:str='', bs:int=0, tell=lambda row: None) -> pd.DataFrame:
-    "Measure every step whose name matches one of the comma-separated patterns; `tell(row)` after each, so that it can be kept. An unknown budget or pattern is refused"
+def bench(budget:str='smoke', device:str='cpu', steps:str='*', model:str='', bs:int=0,
+          tell=lambda row: None) -> pd.DataFrame:
+    "Measure steps whose names match comma-separated patterns, `tell(row)` after each; BadRequest if one is unknown"
     if budget not in SIZES: raise BadRequest(f"no budget '{budget}': {nearest(budget, SIZES)}")
     patterns, names = [p.strip() for p in steps.split(',')], [*STEPS, 'randaugment', 'augmix']
     for p in patterns:
         if not any(fnmatch(n, p) for n in names): raise BadRequest(f"no step '{p}': {nearest(p, names)}")
     size, wanted = SIZES[budget], [n for n in names if any(fnmatch(n, p) for p in patterns)]
-    model, bs, rows = model or ('preact_resnet18()' if torch.device(device).type == 'cuda' else 'preact_resnet(16)'), bs or size['bs'], []
+    model, bs, rows = (model or ('preact_resnet18()' if torch.device(device).type == 'cuda' else 'preact_resnet(16)'),
+                       bs or size['bs'], [])
     top = peak(device)
-    common = dict(network=model, bs=bs, threads=torch.get_num_threads(), peak_gflops=top/1e9, device=device_name(device), torch=torch.__version__, code=code_version(), budget=budget, rounds=size['rounds'])
+    common = dict(network=model, bs=bs, threads=torch.get_num_threads(), peak_gflops=top/1e9,
+                  device=device_name(device), torch=torch.__version__, code=code_version(),
+                  budget=budget, rounds=size['rounds'])
     def add(r):
         rows.append(r | common)
         tell(rows[-1])
@@ -282,13 +307,16 @@ def bench(budget:str='smoke', device:str='cpu', steps:str='*', model:str='', bs:
     for n in [n for n in wanted if n not in STEPS]: add(augmentation(n, bs, device, size['rounds']))
     for n in ('rs_fgsm', 'pgd10') if budget != 'smoke' else ():
         alone = next((r['fast'] for r in rows if r['step'] == n), None)
-        if alone: [add(r) for r in (compiled(n, setting, size['rounds'], size['seconds']), *together(n, alone, model, bs, device, 3, 4*size['seconds']))]
+        if alone:
+            [add(r) for r in (compiled(n, setting, size['rounds'], size['seconds']),
+                              *together(n, alone, model, bs, device, 3, 4*size['seconds']))]
     return pd.DataFrame(rows)
 
 def line(r:dict) -> str:
     "A row as a person reads it"
     share = '' if r['share_of_peak'] is None else f"{r['share_of_peak']:7.1%}"
-    return f"{r['step']:15} {r['plain']:9,.0f} {r['fast']:9,.0f} {r['ratio']:6.2f} ({r['ratio_min']:.2f} to {r['ratio_max']:.2f}) {r['seconds_per_50k']:8.1f} s {share:>8}  {r['mode']}"
+    return (f"{r['step']:15} {r['plain']:9,.0f} {r['fast']:9,.0f} {r['ratio']:6.2f} "
+            f"({r['ratio_min']:.2f} to {r['ratio_max']:.2f}) {r['seconds_per_50k']:8.1f} s {share:>8}  {r['mode']}")
 
 HEAD = f"{'step':15} {'plain/s':>9} {'fast/s':>9} {'ratio (extremes)':>23} {'per 50,000':>10} {'of peak':>8}"
 
@@ -301,7 +329,7 @@ def save(rows:list, kind:str) -> Path:
 
 # %% ../nbs/43_bench.ipynb #adc05cc7
 def saved(kind:str) -> pd.DataFrame|None:
-    "The table of `kind` ('steps', 'agreement') that says most: not a smoke test, on a GPU, of the largest budget, in this order; None if there is none"
+    "The table of `kind` ('steps', 'agreement') that says most: no smoke test, then GPU, then largest budget; or None"
     tables = [pd.read_csv(f) for f in sorted((results_dir()/'bench').glob(f'{kind}-*.csv'))]
     worth = lambda t: (t.budget[0] != 'smoke', 'threads' not in t.device[0], [*SIZES].index(t.budget[0]))
     return max(tables, key=worth, default=None)
@@ -310,27 +338,40 @@ def markdown_steps(t:pd.DataFrame) -> str:
     "A table of steps as Markdown"
     a = t.iloc[0]
     share = lambda r: '' if math.isnan(r.share_of_peak) else f'{r.share_of_peak:.0%}'
-    lines = [f'{a.network}, batch {a.bs:.0f}, on {a.device} (torch {a.torch}, peak {a.peak_gflops:,.0f} GFLOP/s), medians of {a.rounds:.0f} rounds:', '',
-             '| step | plain, images/s | fast, images/s | ratio (extremes) | 50,000 images | of peak | fast means |', '|---|---|---|---|---|---|---|']
-    return '\n'.join(lines + [f'| {r.step} | {r.plain:,.0f} | {r.fast:,.0f} | {r.ratio:.2f} ({r.ratio_min:.2f} to {r.ratio_max:.2f}) | {r.seconds_per_50k:.1f} s | {share(r)} | {r["mode"]} |' for _, r in t.iterrows()])
+    lines = [f'{a.network}, batch {a.bs:.0f}, on {a.device} (torch {a.torch}, peak {a.peak_gflops:,.0f} GFLOP/s), '
+             f'medians of {a.rounds:.0f} rounds:', '',
+             '| step | plain, images/s | fast, images/s | ratio (extremes) | 50,000 images | of peak | fast means |',
+             '|---|---|---|---|---|---|---|']
+    return '\n'.join(lines + [
+        f'| {r.step} | {r.plain:,.0f} | {r.fast:,.0f} | {r.ratio:.2f} ({r.ratio_min:.2f} to {r.ratio_max:.2f}) '
+        f'| {r.seconds_per_50k:.1f} s | {share(r)} | {r["mode"]} |' for _, r in t.iterrows()])
 
 def markdown_agreement(t:pd.DataFrame) -> str:
     "A table of accuracies as Markdown"
     a = t.iloc[0]
-    lines = [f'{a.network} on {a.data}, {a.epochs:.0f} epochs, {a.n:.0f} seeds, on {a.device}:', '', '| step | accuracy (%) | eager float32 | fast | difference ± standard error |', '|---|---|---|---|---|']
-    return '\n'.join(lines + [f"| {r.step} | {'clean' if r.metric == 'clean' else 'PGD-10'} | {r.plain:.2f} ± {r.plain_std:.2f} | {r.fast:.2f} ± {r.fast_std:.2f} | {r.difference:+.2f} ± {r.se:.2f} |" for _, r in t.iterrows()])
+    lines = [f'{a.network} on {a.data}, {a.epochs:.0f} epochs, {a.n:.0f} seeds, on {a.device}:', '',
+             '| step | accuracy (%) | eager float32 | fast | difference ± standard error |', '|---|---|---|---|---|']
+    return '\n'.join(lines + [
+        f"| {r.step} | {'clean' if r.metric == 'clean' else 'PGD-10'} | {r.plain:.2f} ± {r.plain_std:.2f} "
+        f"| {r.fast:.2f} ± {r.fast_std:.2f} | {r.difference:+.2f} ± {r.se:.2f} |" for _, r in t.iterrows()])
 
 # %% ../nbs/43_bench.ipynb #d44a2dfa
-AGREE = dict(natural=STEPS['natural'], rs_fgsm=STEPS['rs_fgsm'], trades_pgd2='trades(in_eval(to_clean(pgd(8/255, 4/255, 2, loss=kl_to, start=near))), 6.)')
+AGREE = dict(natural=STEPS['natural'], rs_fgsm=STEPS['rs_fgsm'],
+             trades_pgd2='trades(in_eval(to_clean(pgd(8/255, 4/255, 2, loss=kl_to, start=near))), 6.)')
 
 def agreement(device:str='cpu', seeds:int=3, jobs:int=1, **config) -> pd.DataFrame:
-    "Final accuracies (%) of eager float32 and of the fast path after the same trainings: a row per step and metric, with the paired difference and its standard error"
+    """Final accuracies (%) of eager float32 and of the fast path after the same trainings:
+    a row per step and metric, with the paired difference and its standard error"""
     ways, out = dict(plain=dict(precision='fp32', capture='off'), fast=dict(precision='auto', capture='auto')), []
     for step, objective in AGREE.items():
-        rows = [Training(f'agree-{step}', objective=objective, seed=s, device=device, every=config['epochs'], **config, **w) for w in ways.values() for s in range(seeds)]
-        acc = np.array([in_float32(d, config['n_test'], device) for d in run_all(rows, jobs)]).reshape(2, seeds, 2)      # (way, seed, metric)
+        rows = [Training(f'agree-{step}', objective=objective, seed=s, device=device, every=config['epochs'],
+                         **config, **w) for w in ways.values() for s in range(seeds)]
+        acc = np.array([in_float32(d, config['n_test'], device)
+                        for d in run_all(rows, jobs)]).reshape(2, seeds, 2)  # (way, seed, metric)
         for (a, b), metric in zip(acc.transpose(2, 0, 1), ('clean', 'pgd10')):
-            out.append(dict(step=step, metric=metric, plain=a.mean(), plain_std=a.std(ddof=1), fast=b.mean(), fast_std=b.std(ddof=1), difference=(b - a).mean(), se=(b - a).std(ddof=1)/seeds**.5, n=seeds))
+            out.append(dict(step=step, metric=metric, plain=a.mean(), plain_std=a.std(ddof=1),
+                            fast=b.mean(), fast_std=b.std(ddof=1),
+                            difference=(b - a).mean(), se=(b - a).std(ddof=1)/seeds**.5, n=seeds))
     return pd.DataFrame(out)
 
 def in_float32(d:Path, n:int, device) -> tuple:
@@ -339,13 +380,19 @@ def in_float32(d:Path, n:int, device) -> tuple:
     ok = evaluate(model, te.x, te.y, dict(pgd10=make('pgd(8/255, 2/255, 10)')))
     return tuple(100*accuracy(ok[k]) for k in ('clean', 'pgd10'))
 
-AGREEMENT = dict(smoke=dict(seeds=2, epochs=2, n=256, n_test=100, model='preact_resnet(4, (1, 1))', shrink=4, stand_in=True),
-                 laptop=dict(seeds=10, epochs=10, n=5000, n_test=1000, model='preact_resnet(16)', shrink=2),
-                 gpu=dict(seeds=5, epochs=10, n_test=1000, model='preact_resnet18()'), full=dict(seeds=10, epochs=30, n_test=0, model='preact_resnet18()'))
+AGREEMENT = dict(
+    smoke=dict(seeds=2, epochs=2, n=256, n_test=100, model='preact_resnet(4, (1, 1))', shrink=4, stand_in=True),
+    laptop=dict(seeds=10, epochs=10, n=5000, n_test=1000, model='preact_resnet(16)', shrink=2),
+    gpu=dict(seeds=5, epochs=10, n_test=1000, model='preact_resnet18()'),
+    full=dict(seeds=10, epochs=30, n_test=0, model='preact_resnet18()'))
 
 def agree(budget:str, device:str='cpu', jobs:int=1, **over) -> pd.DataFrame:
     "`agreement` on CIFAR-10 at the size of a budget, with what a table of results needs beside it"
     if budget not in AGREEMENT: raise BadRequest(f"no budget '{budget}': {nearest(budget, AGREEMENT)}")
-    c = dict(data='cifar10', aug='crop_flip(4)', lr=f"triangle(.1, {AGREEMENT[budget]['epochs']})") | AGREEMENT[budget] | over
+    c = (dict(data='cifar10', aug='crop_flip(4)', lr=f"triangle(.1, {AGREEMENT[budget]['epochs']})")
+         | AGREEMENT[budget] | over)
     t = agreement(device, jobs=jobs, **c)
-    return t.assign(data=f"cifar10, {c.get('n', 50_000)} images" + (f", averaged {c['shrink']}x{c['shrink']}" if 'shrink' in c else ''), network=c['model'], epochs=c['epochs'], device=device_name(device), torch=torch.__version__, code=code_version(), budget=budget)
+    return t.assign(data=f"cifar10, {c.get('n', 50_000)} images"
+                         + (f", averaged {c['shrink']}x{c['shrink']}" if 'shrink' in c else ''),
+                    network=c['model'], epochs=c['epochs'], device=device_name(device), torch=torch.__version__,
+                    code=code_version(), budget=budget)

@@ -21,7 +21,7 @@ class Grouped(NamedTuple):
     x: Tensor                     # (n, ...) inputs: bytes, or floats
     y: Tensor                     # (n,) labels
     a: Tensor                     # (n,) attributes
-    env: Tensor                   # (n,) environments as the makers of the data name them; the attribute where they name none
+    env: Tensor                   # (n,) environments as the makers of the data name them, or else the attribute
     A: int                        # number of attributes
     @property
     def g(self) -> Tensor: return self.A*self.y + self.a
@@ -41,23 +41,30 @@ class Benchmark(NamedTuple):
         return int(max(v.g.max() for v in (self.tr, self.va, self.te))) + 1
 
 # %% ../nbs/37_benchmarks.ipynb #4ed72239
-COLOURED = dict(                                                         # noise of labels and of colours, in the two environments, and in the test (mat.md 3.3)
-    ColorMNIST=dict(label=(.25, .25), colour=(.2, .1), test=((.25, .25), (.9, .9))), InverseColorMNIST=dict(label=(.15, .15), colour=(.2, .3), test=((.15, .15), (.9, .9))),
-    MColor=dict(label=(.2, .3), colour=(.15, .15), test=((.9, .9), (.15, .15))), ColorMNIST_V3=dict(label=(.2, .1), colour=(.25, .25), test=((.9, .9), (.25, .25))))
+COLOURED = dict(  # noise of labels and of colours, in the two environments, and in the test (mat.md 3.3)
+    ColorMNIST=dict(label=(.25, .25), colour=(.2, .1), test=((.25, .25), (.9, .9))),
+    InverseColorMNIST=dict(label=(.15, .15), colour=(.2, .3), test=((.15, .15), (.9, .9))),
+    MColor=dict(label=(.2, .3), colour=(.15, .15), test=((.9, .9), (.15, .15))),
+    ColorMNIST_V3=dict(label=(.2, .1), colour=(.25, .25), test=((.9, .9), (.25, .25))))
 
 def coloured(kind:str='ColorMNIST', n:int=0, seed:int=0, stand_in:bool=False) -> Benchmark:
-    "Coloured MNIST: a sixth of the training images (10,000) for validation; of the others the first n (0: all) to train. Noise is drawn from `seed` once, for each split its own"
+    """Coloured MNIST: a sixth of the training images (10,000) validates; of the others the first n (0: all) train.
+    Noise is drawn from `seed` once, for each split its own"""
     if kind not in COLOURED: raise BadRequest(f"no coloured MNIST '{kind}': {nearest(kind, COLOURED)}")
     tr, te = load('mnist', stand_in=stand_in)
     noise, cut = COLOURED[kind], len(tr.y) - len(tr.y)//6
     if not 0 <= n <= cut: raise BadRequest(f'n={n}: from 0 (all) to {cut}')
     parts = Images(tr.x[:n or cut], tr.y[:n or cut]), Images(tr.x[cut:], tr.y[cut:]), te
-    made = [coloured_mnist(d, *((noise['label'], noise['colour']) if k < 2 else noise['test']), 3*seed + k) for k, d in enumerate(parts)]
-    return Benchmark(*(Grouped(d.x, d.y, d.a, d.env, 2) for d in made), 2, kind if cut == 50_000 else f'digits as {kind}', cut != 50_000)
+    made = [coloured_mnist(d, *((noise['label'], noise['colour']) if k < 2 else noise['test']), 3*seed + k)
+            for k, d in enumerate(parts)]
+    return Benchmark(*(Grouped(d.x, d.y, d.a, d.env, 2) for d in made), 2,
+                     kind if cut == 50_000 else f'digits as {kind}', cut != 50_000)
 
 # %% ../nbs/37_benchmarks.ipynb #1374dc1c
 def shaped(name:str, K:int, A:int, d:int, n:int=0) -> Benchmark:
-    "Digits in the shape of the features (n,d) of a benchmark with K classes and A attributes, the first n (0: all) for training, a quarter of the test images for validation (n at most); a stand-in, of which nothing can be learned about the benchmark"
+    """Digits in the shape of the features (n,d) of a benchmark with K classes and A attributes, the first n (0: all)
+    for training, a quarter of the test images for validation (n at most); a stand-in, of which nothing can be learned
+    about the benchmark"""
     tr, te = load('mnist', stand_in=True)
     cut, end = min(n or len(te.y), len(te.y)//4), n and 2*n or None
     parts = [(tr.x[:n or None], tr.y[:n or None], .9), (te.x[:cut], te.y[:cut], .5), (te.x[cut:end], te.y[cut:end], .5)]

@@ -60,48 +60,68 @@ def cases(s, jobs:int=1, device:str='cpu', force:bool=False) -> Cases:
     e, at, known = ensemble(v, s.networks, jobs, force), tuple(k.numpy() for k in v.load.at()), known_scores(m)
     y_tr, y_te = (d.y.cpu().numpy() for d in v.data())
     p_te, own, about = e.test.mean(0), mem_scores(e.train, e.mask), (v.load.K, longtail.stand_in(m))
-    if known is None: return Cases(own.mem, own.mem, np.nan, cautious_sets(own, infl_blocks(e.test, e.mask, y_tr, y_te), p_te), y_tr, y_te, at, p_te, 'own', *about)
-    return Cases(known.mem[at[0]], own.mem, pair_influence(known, at, e), published_sets(known, at, p_te), y_tr, y_te, at, p_te, 'published', *about)
+    if known is None:
+        return Cases(own.mem, own.mem, np.nan, cautious_sets(own, infl_blocks(e.test, e.mask, y_tr, y_te), p_te),
+                     y_tr, y_te, at, p_te, 'own', *about)
+    return Cases(known.mem[at[0]], own.mem, pair_influence(known, at, e), published_sets(known, at, p_te),
+                 y_tr, y_te, at, p_te, 'published', *about)
 
 def pair_influence(known, at:tuple, e) -> float:
-    "Mean influence, in the ensemble `e`, of those published pairs whose images are among those at the positions `at`; nan if there are none"
+    "Mean influence, in the ensemble `e`, of the published pairs among the images at positions `at`; nan if none"
     i, j = ({int(k): n for n, k in enumerate(v)} for v in at)
     here = [(i[a], j[b]) for a, b in zip(known.pairs.tr_idx, known.pairs.tt_idx) if a in i and b in j]
     return float(np.mean([infl_scores(e.test[:, [b]], e.mask[:, [a]])[0, 0] for a, b in here])) if here else np.nan
 
 def trusted(c:Cases, test:bool=False) -> dict:
-    "{sentence: held?}: what must hold of the cases before anything is said of atypical training images, and with `test` of atypical test images"
-    apart = np.nanmean(c.own[c.sets.atypical]) - np.nanmean(c.own[c.sets.typical]) if c.sets.atypical.any() and c.sets.typical.any() else np.nan
-    ok = {f'atypical training images are more memorized than typical ones here, too, by .2 ({apart:.2f})': bool(apart > .2)}
-    return ok | ({f'the published pairs have a mean influence of .1 here ({c.influence:.2f})': bool(c.influence > .1)} if test and c.scores == 'published' else {})
+    """{sentence: held?}: what must hold of the cases before anything is said of atypical training images,
+    and with `test` of atypical test images"""
+    apart = (np.nanmean(c.own[c.sets.atypical]) - np.nanmean(c.own[c.sets.typical])
+             if c.sets.atypical.any() and c.sets.typical.any() else np.nan)
+    ok = {f'atypical training images are more memorized than typical ones here, too, by .2 ({apart:.2f})':
+          bool(apart > .2)}
+    return ok | ({f'the published pairs have a mean influence of .1 here ({c.influence:.2f})': bool(c.influence > .1)}
+                 if test and c.scores == 'published' else {})
 
 def published_sets(known, at:tuple, p_te, high:float=.15, low:float=.02, right:float=.8) -> Sets:
-    "The sets of the images at positions `at` ((n,), (n',)) of CIFAR-100 from the published scores `known`, and accuracy p_te (n',) of one's own networks"
+    """The sets of the images at positions `at` ((n,), (n',)) of CIFAR-100 from the published scores `known`,
+    and accuracy p_te (n',) of one's own networks"""
     mem = known.mem[at[0]]
     affected = np.isin(at[1], known.pairs.tt_idx[(known.pairs.infl > high) & (known.pairs.mem > high)])
     return Sets(mem > high, mem < low, affected, (p_te >= right) & ~affected)
 
 # %% ../nbs/40_benign.ipynb #64729baa
 WAYS = dict(
-    natural='adv()', pgd='adv(in_eval(pgd({e}, {step}, {steps})))', trades='trades(in_eval(to_clean(pgd({e}, {step}, {steps}, loss=kl_to, start=near))), 5.)', mart='mart(in_eval(pgd({e}, {step}, {steps}, start=near)), 5.)',
-    gairat='gairat({e}, {step}, {steps}, begin={half})', bat="bat(in_eval(pgd({e}, {step}, {steps})), '{mem_file}', {alpha}, {beta}{more})")
+    natural='adv()', pgd='adv(in_eval(pgd({e}, {step}, {steps})))',
+    trades='trades(in_eval(to_clean(pgd({e}, {step}, {steps}, loss=kl_to, start=near))), 5.)',
+    mart='mart(in_eval(pgd({e}, {step}, {steps}, start=near)), 5.)',
+    gairat='gairat({e}, {step}, {steps}, begin={half})',
+    bat="bat(in_eval(pgd({e}, {step}, {steps})), '{mem_file}', {alpha}, {beta}{more})")
 NAMES = dict(natural='ERM', pgd='PGD-AT', trades='TRADES', mart='MART', gairat='GAIRAT', bat='BAT')
 
-def training(s, way:str, seed:int, c:Cases, keep=None, device:str='cpu', mem=None, more:str='', apart=None, **change) -> Training:
-    "One run in the setting `s` (a row of `BENIGN` as a namespace), some of its numbers changed, on the training images that keep (n,) bool leaves. BAT reads `mem` (n,) in place of the scores of the cases, and the arguments in `more`; the distance of classes is recorded of the images that apart (n,) bool marks; seeds are counted from its `first`"
+def training(s, way:str, seed:int, c:Cases, keep=None, device:str='cpu', mem=None, more:str='', apart=None,
+             **change) -> Training:
+    """A run in the setting `s` (a row of `BENIGN` as a namespace), some of its numbers changed, on the training images
+    that keep (n,) bool leaves. BAT reads `mem` (n,) in place of the scores of the cases, and the arguments in `more`;
+    the distance of classes is recorded of the images that apart (n,) bool marks; seeds are counted from its `first`"""
     v = vars(s) | change
     i = np.arange(len(c.mem)) if keep is None else np.flatnonzero(keep)
     scores = keep_array((c.mem if mem is None else np.asarray(mem, float))[i])
     E, e = v['epochs'], f"({v['eps']})"
     objective = WAYS[way].format(**v | dict(e=e, half=E//2 + 1, mem_file=scores, more=f', {more}' if more else ''))
     lr = f"staircase({v['lr']}, {{{E//2}: 10, {3*E//4}: 100}})"
-    attacks = dict(pgd=f'pgd({e}, {e}/4, {v["test_steps"]})') if way != 'natural' else {}       # natural training has nothing to lose under attack
-    return Training(f'benign-{way}', v['data'], objective, v['model'], lr, E, seed + v.get('first', 0), wd=v['wd'], bs=v['bs'], aug=v['aug'], shrink=v['shrink'], classes=v['classes'], keep=keep_array(c.at[0][i]), keep_test=keep_array(c.at[1]),
-                    attacks=attacks, watch=dict(clean='') | attacks, gauges=dict(apart=f"distance_of('{keep_array(np.asarray(apart)[i])}')") if apart is not None else {}, every=v['every'], best='pgd' if attacks else 'clean', device=device, precision=v['precision'], stand_in=s.stand_in)
+    attacks = dict(pgd=f'pgd({e}, {e}/4, {v["test_steps"]})') if way != 'natural' else {}  # natural: nothing to lose
+    return Training(
+        f'benign-{way}', v['data'], objective, v['model'], lr, E, seed + v.get('first', 0), wd=v['wd'], bs=v['bs'],
+        aug=v['aug'], shrink=v['shrink'], classes=v['classes'], keep=keep_array(c.at[0][i]),
+        keep_test=keep_array(c.at[1]), attacks=attacks, watch=dict(clean='') | attacks,
+        gauges=dict(apart=f"distance_of('{keep_array(np.asarray(apart)[i])}')") if apart is not None else {},
+        every=v['every'], best='pgd' if attacks else 'clean', device=device, precision=v['precision'],
+        stand_in=s.stand_in)
 
 # %% ../nbs/40_benign.ipynb #11566795
 def shares(c:Cases, seed:int) -> dict:
-    "{'0 %', '20 %', '100 %' of the atypical images beside the typical ones, 'in proportion' to these in each class, 'as many' as the typical ones from both at random, 'as many a class': (n,) bool}; random choices from `seed`"
+    """{'0 %', '20 %', '100 %' of the atypical images beside the typical ones, 'in proportion' to these in each class,
+    'as many' as the typical ones from both at random, 'as many a class': (n,) bool}; random choices from `seed`"""
     rng, y = np.random.default_rng(seed), c.y_tr
     typical, both = c.sets.typical, c.sets.typical | c.sets.atypical
     def some(of, k): return np.isin(np.arange(len(of)), rng.permutation(np.flatnonzero(of))[:k])
@@ -110,41 +130,65 @@ def shares(c:Cases, seed:int) -> dict:
     sizes = np.array([((typical & (y == k)).sum(), (c.sets.atypical & (y == k)).sum()) for k in np.unique(y)])
     most = min((b/a for a, b in sizes if a), default=0)
     even = np.any([some(c.sets.atypical & (y == k), int(most*a)) for k, (a, _) in zip(np.unique(y), sizes)], 0)
-    return {'0 %': typical, '20 %': typical | fifth, '100 %': both, 'in proportion': typical | even, 'as many': some(both, typical.sum()), 'as many a class': by_class}
+    return {'0 %': typical, '20 %': typical | fifth, '100 %': both, 'in proportion': typical | even,
+            'as many': some(both, typical.sum()), 'as many a class': by_class}
 
 # %% ../nbs/40_benign.ipynb #ef9c630e
-_SMALL = dict(mem='laptop', images=None, networks=100, data='cifar100', classes=longtail.CLASSES, shrink=2, arch='PreActResNet 32-64-128, stride-2 stem', model='preact_resnet(32, stem=2)', eps='8/255', step='4/255', steps=2, test_steps=10,
+_SMALL = dict(mem='laptop', images=None, networks=100, data='cifar100', classes=longtail.CLASSES, shrink=2,
+              arch='PreActResNet 32-64-128, stride-2 stem', model='preact_resnet(32, stem=2)',
+              eps='8/255', step='4/255', steps=2, test_steps=10,
               epochs=40, every=4, lr=.1, wd=1e-4, bs=128, aug='', alpha=1., beta=.2, precision='auto', stand_in=False)
-_LARGE = dict(_SMALL, mem='gpu', networks=20, classes=(), shrink=1, arch='ResNet-18', model='resnet18()', step='2/255', steps=10, epochs=30, every=2, wd=5e-4, aug='crop_flip(4)')
-BENIGN = dict(smoke=dict(_SMALL, mem='smoke', networks=10, classes=(), model='preact_resnet(4, (1, 1), stem=2)', epochs=3, every=1, test_steps=2, seeds=1, stand_in=True), laptop=dict(_SMALL, seeds=5, first=10), gpu=dict(_LARGE, seeds=3), full=dict(_LARGE, epochs=160, seeds=3, test_steps=20, precision='fp32'))
-STUDIES = BENIGN | dict(full=dict(BENIGN['full'], epochs=200))             # the two studies before BAT are longer in the paper
+_LARGE = dict(_SMALL, mem='gpu', networks=20, classes=(), shrink=1, arch='ResNet-18', model='resnet18()',
+              step='2/255', steps=10, epochs=30, every=2, wd=5e-4, aug='crop_flip(4)')
+BENIGN = dict(
+    smoke=dict(_SMALL, mem='smoke', networks=10, classes=(), model='preact_resnet(4, (1, 1), stem=2)',
+               epochs=3, every=1, test_steps=2, seeds=1, stand_in=True),
+    laptop=dict(_SMALL, seeds=5, first=10), gpu=dict(_LARGE, seeds=3),
+    full=dict(_LARGE, epochs=160, seeds=3, test_steps=20, precision='fp32'))
+STUDIES = BENIGN | dict(full=dict(BENIGN['full'], epochs=200))  # the two studies before BAT are longer in the paper
 
 def own_setting(s, epochs:int=160) -> bool:
-    "Whether the setting `s` is one of the paper's: one of its networks on all images, trained for as many epochs, nothing changed from outside"
+    """Whether the setting `s` is one of the paper's: one of its networks on all images, trained for as many epochs,
+    nothing changed from outside"""
     whole = s.data == 'tiny_imagenet' or not s.classes and not (s.images and s.images.n)
-    return s.model in ('resnet18()', 'resnet32()', 'wide_resnet(28, 10)') and whole and s.shrink == 1 and s.epochs == epochs and not getattr(s, 'custom', ())
+    return (s.model in ('resnet18()', 'resnet32()', 'wide_resnet(28, 10)') and whole and s.shrink == 1
+            and s.epochs == epochs and not getattr(s, 'custom', ()))
 
 def setting_name(s, c:Cases) -> str:
     "The images of a setting, as a table names them"
-    return ('digits as ' if c.stand_in else '') + data_name(s.data) + (f', {len(s.classes)} classes' if s.classes else f', {s.images.n} images' if s.images and s.images.n else '')
+    return ('digits as ' if c.stand_in else '') + data_name(s.data) + (
+        f', {len(s.classes)} classes' if s.classes else f', {s.images.n} images' if s.images and s.images.n else '')
 
 # %% ../nbs/40_benign.ipynb #b1ace002
 _WIDE = dict(arch='WRN-28-10', model='wide_resnet(28, 10)')
-_FIFTY = dict(images=Named('tiny_imagenet', classes=tuple(range(50))), eps='4/255', step='1/255', aug='crop_flip(8)', networks=2000)
+_FIFTY = dict(images=Named('tiny_imagenet', classes=tuple(range(50))), eps='4/255', step='1/255', aug='crop_flip(8)',
+              networks=2000)
 PLACES = dict(
-    smoke=dict(cifar10=dict(images=Named('cifar10', n=240, n_test=80, shrink=2, stand_in=True)), tiny=dict(images=Named('tiny_imagenet', n=240, n_test=80, classes=tuple(range(50)), shrink=4, stand_in=True), eps='4/255', step='2/255')),
-    laptop=dict(cifar10=dict(images=Named('cifar10', n=5000, n_test=2000, shrink=2), seeds=3)), gpu=dict(cifar10=dict(images=Named('cifar10'), networks=200)),
-    full=dict(cifar10=dict(images=Named('cifar10'), networks=2000), cifar10_wide=dict(_WIDE, images=Named('cifar10'), networks=2000), cifar100_wide=dict(_WIDE, images=Named('cifar100')), tiny=dict(_FIFTY, arch='ResNet-32', model='resnet32()'), tiny_wide=_FIFTY | _WIDE))
+    smoke=dict(
+        cifar10=dict(images=Named('cifar10', n=240, n_test=80, shrink=2, stand_in=True)),
+        tiny=dict(images=Named('tiny_imagenet', n=240, n_test=80, classes=tuple(range(50)), shrink=4, stand_in=True),
+                  eps='4/255', step='2/255')),
+    laptop=dict(cifar10=dict(images=Named('cifar10', n=5000, n_test=2000, shrink=2), seeds=3)),
+    gpu=dict(cifar10=dict(images=Named('cifar10'), networks=200)),
+    full=dict(
+        cifar10=dict(images=Named('cifar10'), networks=2000),
+        cifar10_wide=dict(_WIDE, images=Named('cifar10'), networks=2000),
+        cifar100_wide=dict(_WIDE, images=Named('cifar100')),
+        tiny=dict(_FIFTY, arch='ResNet-32', model='resnet32()'), tiny_wide=_FIFTY | _WIDE))
 
 def placed(s, images, **change) -> SimpleNamespace:
     "The setting `s` on other images (a `Named`), some of its numbers changed"
-    return SimpleNamespace(**vars(s) | dict(images=images, data=images.name, classes=images.classes, shrink=images.shrink, stand_in=images.stand_in) | change)
+    return SimpleNamespace(**vars(s) | dict(images=images, data=images.name, classes=images.classes,
+                                            shrink=images.shrink, stand_in=images.stand_in) | change)
 
 # %% ../nbs/40_benign.ipynb #255b70a0
 def share_runs(s, c:Cases, device:str='cpu') -> tuple:
-    "({((way, share), seed): Training}, [{share: (n,) bool} for each seed]) of natural and adversarial training on all `shares`; the distance of the classes is that of the typical images, where all of them are trained on"
+    """({((way, share), seed): Training}, [{share: (n,) bool} for each seed]) of natural and adversarial training
+    on all `shares`; the distance of the classes is that of the typical images, where all of them are trained on"""
     keeps = [shares(c, k) for k in range(s.seeds)]
-    return {((way, share), k): training(s, way, k, c, keep, device, apart=None if share.startswith('as') else c.sets.typical) for way in ('natural', 'pgd') for k, some in enumerate(keeps) for share, keep in some.items()}, keeps
+    return ({((way, share), k): training(s, way, k, c, keep, device,
+                                         apart=None if share.startswith('as') else c.sets.typical)
+             for way in ('natural', 'pgd') for k, some in enumerate(keeps) for share, keep in some.items()}, keeps)
 
 # %% ../nbs/40_benign.ipynb #4819de10
 RIVALS = dict(pgd='PGD-AT', trades='TRADES', mart='MART', gairat='GAIRAT', bat='BAT, α = 1', bat2='BAT, α = 2')
@@ -153,7 +197,9 @@ ATTACKS = dict(fgsm='fgsm({e})', pgd20='pgd({e}, {e}/4, 20)', cw='pgd({e}, {e}/4
 def rival_runs(s, c:Cases, device:str='cpu', ways=tuple(RIVALS)) -> dict:
     "{(rival, seed): Training} on all training images; those that no claim is about have three seeds at most"
     some = {k: s.seeds if k in ('pgd', 'bat') else min(s.seeds, 3) for k in ways}
-    return {(k, seed): training(s, 'bat' if k == 'bat2' else k, seed, c, device=device, **(dict(alpha=2.) if k == 'bat2' else {})) for k in ways for seed in range(some[k])}
+    return {(k, seed): training(s, 'bat' if k == 'bat2' else k, seed, c, device=device,
+                                **(dict(alpha=2.) if k == 'bat2' else {}))
+            for k in ways for seed in range(some[k])}
 
 # %% ../nbs/40_benign.ipynb #5c7f44e9
 def proxy_scores(s, c:Cases, jobs:int=1, device:str='cpu', force:bool=False, name:str='csl') -> np.ndarray:
@@ -165,12 +211,14 @@ def proxy_scores(s, c:Cases, jobs:int=1, device:str='cpu', force:bool=False, nam
 
 # %% ../nbs/40_benign.ipynb #d9fefb3f
 def part_acc(g:Grid, label, name:str, who, part:str='test') -> np.ndarray:
-    "(S,E) accuracy, under the pass `name`, on the images that who (n,) bool marks of the 'test' or 'train' images; nan if there are none"
+    "(S,E) accuracy under the pass `name` on the 'test' or 'train' images that who (n,) bool marks; nan if none"
     who = np.asarray(who)
-    return np.stack([g.right(label, s, name, part)[:, who].mean(1) if who.any() else np.full(len(g.epochs(label)), np.nan) for s in g.seeds(label)])
+    return np.stack([g.right(label, s, name, part)[:, who].mean(1) if who.any()
+                     else np.full(len(g.epochs(label)), np.nan) for s in g.seeds(label)])
 
 def chosen(g:Grid, label, by:str, read:dict) -> dict:
-    "{name: (S,) accuracy in the epoch in which the accuracy `by` is best}, read {name: (pass, who (n',) bool)}; chosen on the even test images and read on the odd ones, and the other way round"
+    """{name: (S,) accuracy in the epoch in which the accuracy `by` is best}, read {name: (pass, who (n',) bool)};
+    chosen on the even test images and read on the odd ones, and the other way round"""
     def one(seed, name, who):
         found = []
         for half in (0, 1):
@@ -180,61 +228,85 @@ def chosen(g:Grid, label, by:str, read:dict) -> dict:
             found.append((mine.sum(), len(mine)))
         right, n = np.sum(found, 0)
         return right/n if n else np.nan
-    return {k: np.array([one(seed, name, np.asarray(who)) for seed in g.seeds(label)]) for k, (name, who) in read.items()}
+    return {k: np.array([one(seed, name, np.asarray(who)) for seed in g.seeds(label)])
+            for k, (name, who) in read.items()}
 
 # %% ../nbs/40_benign.ipynb #b1ace005
-THEIRS = {('pgd', 'best'): 'PGD-AT (best adv)', ('pgd', 'best clean'): 'PGD-AT (best clean)', ('trades', 'best'): 'TRADES (1/lambda=5)', ('mart', 'best'): 'MART', ('gairat', 'best'): 'GAIRAT', ('bat', 'last'): 'BAT (alpha=1,beta=0.2)', ('bat2', 'last'): 'BAT (alpha=2,beta=0.2)'}
+THEIRS = {('pgd', 'best'): 'PGD-AT (best adv)', ('pgd', 'best clean'): 'PGD-AT (best clean)',
+          ('trades', 'best'): 'TRADES (1/lambda=5)', ('mart', 'best'): 'MART', ('gairat', 'best'): 'GAIRAT',
+          ('bat', 'last'): 'BAT (alpha=1,beta=0.2)', ('bat2', 'last'): 'BAT (alpha=2,beta=0.2)'}
 _METRICS = dict(fgsm='acc_FGSM', pgd20='acc_PGD', cw='acc_CW', aa='acc_AutoAttack')
 
 class Rivals:
-    "Finished rivals of a setting, a `Grid` of `rival_runs`: accuracies at the end and in the best epoch, and under strong attacks on the first `size` test images (0: all)"
+    """Finished rivals of a setting, a `Grid` of `rival_runs`: accuracies at the end and in the best epoch,
+    and under strong attacks on the first `size` test images (0: all)"""
     def __init__(self, g:Grid, s, c:Cases, size:int, jobs:int=1, device:str='cpu'):
         self.g, self.s, self.c = g, s, c
         self.parts = dict(all=np.ones(len(c.p_te), bool), typical=c.sets.typical_test, atypical=c.sets.atypical_test)
         read = {(name, part): (name, who) for name in ('clean', 'pgd') for part, who in self.parts.items()}
-        self.last = {(k, *about): part_acc(g, k, *v)[:, -1] for k in g.labels for about, v in read.items()}                     # (rival, pass, part) -> (S,)
-        self.best = {(k, by): chosen(g, k, by, read) for k, by in [(k, 'pgd') for k in g.labels] + [('pgd', 'clean')]}          # (rival, chosen by) -> {(pass, part): (S,)}
-        todo = [(k, seed, 'last') for k in g.labels for seed in g.seeds(k)] + [('pgd', seed, 'best') for seed in g.seeds('pgd')]
-        self.strong = dict(zip(todo, attack_all([(g.dirs[k, seed]/f'{which}.safetensors', size, s.eps, device, ATTACKS) for k, seed, which in todo], jobs)))
+        # (rival, pass, part) -> (S,)
+        self.last = {(k, *about): part_acc(g, k, *v)[:, -1] for k in g.labels for about, v in read.items()}
+        # (rival, chosen by) -> {(pass, part): (S,)}
+        self.best = {(k, by): chosen(g, k, by, read) for k, by in [(k, 'pgd') for k in g.labels] + [('pgd', 'clean')]}
+        todo = ([(k, seed, 'last') for k in g.labels for seed in g.seeds(k)]
+                + [('pgd', seed, 'best') for seed in g.seeds('pgd')])
+        self.strong = dict(zip(todo, attack_all([(g.dirs[k, seed]/f'{which}.safetensors', size, s.eps, device, ATTACKS)
+                                                 for k, seed, which in todo], jobs)))
     def under(self, k:str, attack:str, which:str='last') -> np.ndarray:
         "(S,) accuracy of the 'last' or 'best' checkpoint under an attack of `ATTACKS`, or 'aa'"
         return np.array([self.strong[k, seed, which][attack].mean() for seed in self.g.seeds(k)])
     def rows(self, *tables:str) -> list:
         "Rows of table.csv, in %, beside those of the paper's `tables`"
         paper = {(r['method'], r['metric']): r['value'] for t in tables for r in reference('bat', table=t)}
-        def row(k, which, metric, v): return table_row(setting_name(self.s, self.c), self.s.arch, 'adversarial', f'{RIVALS[k]}, {which}', f'{metric} (%)', 100*v, paper.get((THEIRS.get((k, which)), metric)), own_setting=own_setting(self.s))
-        shown = {(k, 'best' if by == 'pgd' else f'best {by}'): v for (k, by), v in self.best.items()} | {(k, 'last'): {about: self.last[k, *about] for about in self.best['pgd', 'pgd']} for k in self.g.labels}
-        out = [row(k, which, f"acc_{dict(clean='clean', pgd='adv')[name]}_{part}", v) for (k, which), found in shown.items() for (name, part), v in found.items()]
-        return out + [row(k, which, metric, self.under(k, m, which)) for k, which in dict.fromkeys((k, which) for k, _, which in self.strong) for m, metric in _METRICS.items()]
+        def row(k, which, metric, v):
+            return table_row(setting_name(self.s, self.c), self.s.arch, 'adversarial', f'{RIVALS[k]}, {which}',
+                             f'{metric} (%)', 100*v, paper.get((THEIRS.get((k, which)), metric)),
+                             own_setting=own_setting(self.s))
+        shown = ({(k, 'best' if by == 'pgd' else f'best {by}'): v for (k, by), v in self.best.items()}
+                 | {(k, 'last'): {about: self.last[k, *about] for about in self.best['pgd', 'pgd']}
+                    for k in self.g.labels})
+        out = [row(k, which, f"acc_{dict(clean='clean', pgd='adv')[name]}_{part}", v)
+               for (k, which), found in shown.items() for (name, part), v in found.items()]
+        return out + [row(k, which, metric, self.under(k, m, which))
+                      for k, which in dict.fromkeys((k, which) for k, _, which in self.strong)
+                      for m, metric in _METRICS.items()]
 
 # %% ../nbs/40_benign.ipynb #0f43530d
 def peak(d) -> tuple:
-    "((S,) height of each seed's curve d (S,E) where the mean of the others is highest, (S,) which evaluation that is); of a single one, its own highest"
+    """((S,) height of each seed's curve d (S,E) where the mean of the others is highest,
+    (S,) which evaluation that is); of a single one, its own highest"""
     d = np.asarray(d)
     at = np.array([np.delete(d, k, 0).mean(0).argmax() if len(d) > 1 else d[k].argmax() for k in range(len(d))])
     return d[np.arange(len(d)), at], at
 
 # %% ../nbs/40_benign.ipynb #985a49ec
 def attacked(s, checkpoint, c:Cases, device:str='cpu') -> dict:
-    "{train (n,K), test (n',K): probabilities under the attack that evaluates, features (n,h) of the training images, of length one} of a checkpoint in the folder of a run; computed once"
+    """{train (n,K), test (n',K): probabilities under the attack that evaluates,
+    features (n,h) of the training images, of length one} of a checkpoint in the folder of a run; computed once"""
     where = Path(checkpoint)
-    config = dict(name='attacked', checkpoint=f'{where.parent.name}/{where.name}', weights=digest(read_checkpoint(where)[0]), data=s.data, classes=list(s.classes), shrink=s.shrink, at=[keep_array(k) for k in c.at], device=device, attack=f'pgd(({s.eps}), ({s.eps})/4, {s.test_steps})', stand_in=s.stand_in)
+    config = dict(name='attacked', checkpoint=f'{where.parent.name}/{where.name}',
+                  weights=digest(read_checkpoint(where)[0]), data=s.data, classes=list(s.classes), shrink=s.shrink,
+                  at=[keep_array(k) for k in c.at], device=device,
+                  attack=f'pgd(({s.eps}), ({s.eps})/4, {s.test_steps})', stand_in=s.stand_in)
     return compute(config, _probabilities, ('benign',))
 
 def _probabilities(config):
     v = SimpleNamespace(**config)
     model = restored(runs_dir()/v.checkpoint, 1, v.device)[1]
-    tr, te = images_in(Training('images', v.data, 'adv()', shrink=v.shrink, classes=tuple(v.classes), keep=v.at[0], keep_test=v.at[1], device=v.device, stand_in=v.stand_in))
+    tr, te = images_in(Training('images', v.data, 'adv()', shrink=v.shrink, classes=tuple(v.classes), keep=v.at[0],
+                                keep_test=v.at[1], device=v.device, stand_in=v.stand_in))
     attack, found = make(v.attack), {}
     with seeded(0):
         for name, d in dict(train=tr, test=te).items():
             parts = [(floats(x), y) for x, y in zip(d.x.split(500), d.y.split(500))]
             found[name] = torch.cat([model(x + attack(model, x, y)).detach().softmax(1) for x, y in parts]).cpu()
-            if name == 'train': found['features'] = F.normalize(torch.cat([model.features(x).detach() for x, _ in parts]), dim=1).cpu()
+            if name == 'train':
+                found['features'] = F.normalize(torch.cat([model.features(x).detach() for x, _ in parts]), dim=1).cpu()
     return found
 
 def pointing(p, y, who, K:int) -> np.ndarray:
-    "(K,K) of the images of each class (row) in who (n,) bool, the mean probability (n,K) of each other class, 0 on the diagonal and for classes that have none"
+    """(K,K) of the images of each class (row) in who (n,) bool, the mean probability (n,K) of each other class,
+    0 on the diagonal and for classes that have none"""
     out, y, who = np.zeros((K, K)), np.asarray(y), np.asarray(who)
     for k in range(K):
         if (who & (y == k)).any(): out[k] = np.asarray(p)[who & (y == k)].mean(0)
@@ -251,8 +323,11 @@ def _meta(file, key):
     with open(file, 'rb') as f: return pickle.load(f)[key]
 
 def _wordnet(file):
-    with zipfile.ZipFile(file) as z: ids, words = (z.read(f'tiny-imagenet-200/{k}.txt').decode() for k in ('wnids', 'words'))
+    with zipfile.ZipFile(file) as z:
+        ids, words = (z.read(f'tiny-imagenet-200/{k}.txt').decode() for k in ('wnids', 'words'))
     said = dict(line.split('\t') for line in words.splitlines())
     return [said[k].split(',')[0] for k in sorted(ids.split())]
 
-_WORDS = dict(cifar10=lambda d: _meta(d/'cifar-10-batches-py'/'batches.meta', 'label_names'), cifar100=lambda d: _meta(d/'cifar-100-python'/'meta', 'fine_label_names'), tiny_imagenet=lambda d: _wordnet(d/'tiny-imagenet-200.zip'))
+_WORDS = dict(cifar10=lambda d: _meta(d/'cifar-10-batches-py'/'batches.meta', 'label_names'),
+              cifar100=lambda d: _meta(d/'cifar-100-python'/'meta', 'fine_label_names'),
+              tiny_imagenet=lambda d: _wordnet(d/'tiny-imagenet-200.zip'))

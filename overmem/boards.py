@@ -18,9 +18,11 @@ from .base import BadRequest, nearest, runs_dir, writable
 
 # %% ../nbs/41_boards.ipynb #d42be41b
 def folders_of(names=()) -> list:
-    "Folders of runs that have metrics, in data/runs: all, or those that names or patterns ('single-*') stand for; a path does, too"
+    "Folders of runs with metrics in data/runs: all, or those that names, patterns ('single-*') or paths stand for"
     have = [f.parent for f in sorted(runs_dir().glob('*/metrics.jsonl'))]
-    def found(name): return [Path(name)] if os.path.isfile(Path(name)/'metrics.jsonl') else [d for d in have if fnmatch(d.name, name)]
+    def found(name):
+        return ([Path(name)] if os.path.isfile(Path(name)/'metrics.jsonl')
+                else [d for d in have if fnmatch(d.name, name)])
     for n in names:
         if not found(n): raise BadRequest(f"no run '{n}': {nearest(n, [d.name for d in have])}")
     return list(dict.fromkeys(d for n in names for d in found(n))) if names else have
@@ -36,12 +38,15 @@ class Events:
     def __init__(self, run:Path, logdir:Path):
         self.run, self.folder, self.rows = Path(run), Path(logdir)/Path(run).name, []
         for f in self.folder.glob('events.out.tfevents.*'): f.unlink()
-        self.writer, self.began = _writer(self.folder), (self.run/'config.json').stat().st_mtime if (self.run/'config.json').is_file() else 0.
+        self.writer, self.began = (
+            _writer(self.folder),
+            (self.run/'config.json').stat().st_mtime if (self.run/'config.json').is_file() else 0.)
     def update(self) -> int:
         "Write the rows that are new; returns how many the run has by now"
         from overmem.records import read_metrics
         rows = read_metrics(self.run/'metrics.jsonl')
-        same = next((k for k, (a, b) in enumerate(zip(self.rows, rows)) if json.dumps(a) != json.dumps(b)), min(len(self.rows), len(rows)))
+        same = next((k for k, (a, b) in enumerate(zip(self.rows, rows)) if json.dumps(a) != json.dumps(b)),
+                    min(len(self.rows), len(rows)))
         if same < len(self.rows):
             self.writer.close()
             self.writer = _writer(self.folder, same + 1)
@@ -64,7 +69,8 @@ def to_tensorboard(runs, logdir:Path) -> int:
 
 # %% ../nbs/41_boards.ipynb #1e584846
 def follow(names, logdir:Path, every:float=2., idle:float=60.) -> int:
-    "Write the metrics of runs (see `folders_of`) as they come, until all are finished and for `idle` seconds there is nothing new; returns the number of rows"
+    """Write the metrics of runs (see `folders_of`) as they come,
+    until all are finished and for `idle` seconds there is nothing new; returns the number of rows"""
     events, total, since = {}, 0, time.monotonic()
     while True:
         events |= {d: Events(d, logdir) for d in folders_of(names) if d not in events}
@@ -79,7 +85,8 @@ def follow(names, logdir:Path, every:float=2., idle:float=60.) -> int:
 # %% ../nbs/41_boards.ipynb #951d43ac
 @click.command()
 @click.argument('runs', nargs=-1)
-@click.option('--logdir', type=click.Path(path_type=Path), help='Folder of the event files  [default: tensorboard in data/runs]')
+@click.option('--logdir', type=click.Path(path_type=Path),
+              help='Folder of the event files  [default: tensorboard in data/runs]')
 @click.option('--follow', 'on', is_flag=True, help='Go on until the runs are finished.')
 def board(runs, logdir, on):
     "Metrics of training runs for TensorBoard: all in data/runs, or RUNS, names or patterns."

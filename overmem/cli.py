@@ -24,19 +24,27 @@ class Commands(click.Group):
         if args and args[0] not in self.commands:
             from overmem.base import nearest
             raise click.UsageError(f"no command '{args[0]}': {nearest(args[0], self.commands)}")
-        if args and args[0] != 'train' and 'TORCHELASTIC_RUN_ID' in os.environ: raise click.UsageError(f'torchrun is for `train`, one network in several processes; start `overmem {args[0]}` without it, with --jobs N')
+        if args and args[0] != 'train' and 'TORCHELASTIC_RUN_ID' in os.environ:
+            raise click.UsageError('torchrun is for `train`, one network in several processes; '
+                                   f'start `overmem {args[0]}` without it, with --jobs N')
         return super().resolve_command(ctx, args)
 
 def _verbose(ctx, param, value):
     if value: os.environ['OVERMEM_VERBOSE'] = '1'
 
-verbose = click.option('-v', '--verbose', is_flag=True, expose_value=False, callback=_verbose, help='Show the traceback of an error.')
+verbose = click.option('-v', '--verbose', is_flag=True, expose_value=False, callback=_verbose,
+                       help='Show the traceback of an error.')
 
 def scaled(f):
-    "Options --jobs, --executor and --slurm of a command, which gets `jobs` alone: where its work goes is settled before it begins"
-    @click.option('--jobs', type=click.IntRange(1), help='At once: processes, or jobs of the cluster  [default: 1, on a cluster 100]')
-    @click.option('--executor', default='local', show_default=True, type=click.Choice(['local', 'slurm']), help='slurm: every training a job of a cluster; give the command on a node of the kind that the jobs get')
-    @click.option('--slurm', multiple=True, metavar='KEY=VALUE', help='An option of sbatch, as in gres=gpu:1 (repeatable)')
+    """Options --jobs, --executor and --slurm of a command, which gets `jobs` alone:
+    where its work goes is settled before it begins"""
+    @click.option('--jobs', type=click.IntRange(1),
+                  help='At once: processes, or jobs of the cluster  [default: 1, on a cluster 100]')
+    @click.option('--executor', default='local', show_default=True, type=click.Choice(['local', 'slurm']),
+                  help='slurm: every training a job of a cluster; '
+                       'give the command on a node of the kind that the jobs get')
+    @click.option('--slurm', multiple=True, metavar='KEY=VALUE',
+                  help='An option of sbatch, as in gres=gpu:1 (repeatable)')
     @wraps(f)
     def command(jobs, executor, slurm, **given):
         if executor == 'slurm' or slurm: _use_slurm(executor, slurm)
@@ -51,27 +59,32 @@ def _use_slurm(executor, options):
     if bad: raise BadRequest(f"--slurm {bad[0]}: write KEY=VALUE, as in gres=gpu:1")
     if any(v.lstrip('-').startswith(('gres=gpu', 'gpus')) for v in options):
         from overmem.core import device
-        device('cuda')                                                   # or what 'auto' means would be settled here, without them
+        device('cuda')  # or what 'auto' means would be settled here, without them
     use('slurm', dict(v.lstrip('-').split('=', 1) for v in options))
 
-@click.group(cls=Commands, commands=[board], context_settings=dict(help_option_names=['-h', '--help'], max_content_width=120))
+@click.group(cls=Commands, commands=[board],
+             context_settings=dict(help_option_names=['-h', '--help'], max_content_width=120))
 @click.version_option(package_name='overmem')
 @verbose
-def cli(): "A literate workbook on memorization and overfitting: run its experiments, train and attack with its methods."
+def cli():
+    "A literate workbook on memorization and overfitting: run its experiments, train and attack with its methods."
 
 def main(args=None):
     "Entry point: errors become one line and an exit code"
     try: cli(args, standalone_mode=False)
     except click.ClickException as e: _fail(e.format_message(), e.exit_code)
-    except (click.Abort, KeyboardInterrupt): _fail('interrupted; finished runs are kept, the same command goes on from there', 130)
+    except (click.Abort, KeyboardInterrupt):
+        _fail('interrupted; finished runs are kept, the same command goes on from there', 130)
     except Exception as e:
         if os.environ.get('OVERMEM_VERBOSE'): raise
         kind = next((c.__name__ for c in type(e).__mro__ if c.__name__ in ('BadRequest', 'RunFailed')), None)
-        _fail(str(e) if kind else f'{type(e).__name__}: {e} (unexpected; -v shows where)', 2 if kind == 'BadRequest' else 1)
+        _fail(str(e) if kind else f'{type(e).__name__}: {e} (unexpected; -v shows where)',
+              2 if kind == 'BadRequest' else 1)
 
 def _fail(text, code):
     from overmem.base import explained
-    if 'TORCHELASTIC_RUN_ID' in os.environ and os.environ.get('RANK') != '0': time.sleep(10)      # what the first process has to say, too, it says; torchrun ends this one
+    # what the first process has to say, too, it says; torchrun ends this one
+    if 'TORCHELASTIC_RUN_ID' in os.environ and os.environ.get('RANK') != '0': time.sleep(10)
     click.echo(f'overmem: {" ".join(explained(text).split())}', err=True)
     sys.exit(code)
 
@@ -84,7 +97,9 @@ def list_():
     have = {(n, b): v for n, b, _, v in all_results()}
     for name, path in experiments().items():
         e = describe(path)
-        click.echo(f"{name:16} {e['shows']}\n{'':16} {'claims ' + ', '.join(c['id'] for c in e['claims']) if e['claims'] else 'no claims'}; " + '; '.join(f'{b} {t}' for b, t in e['cost'].items()))
+        click.echo(f"{name:16} {e['shows']}\n{'':16} "
+                   f"{'claims ' + ', '.join(c['id'] for c in e['claims']) if e['claims'] else 'no claims'}; "
+                   + '; '.join(f'{b} {t}' for b, t in e['cost'].items()))
         for (n, b), v in have.items():
             if n == name and b != 'smoke': click.echo(f"{'':16} {b}: {counts(v) or 'run'}")
 
@@ -111,7 +126,8 @@ def _checked(path, budget, device, seeds, force, given):
     from overmem.base import BadRequest, nearest
     from overmem.runner import describe
     cost, params = describe(path)['cost'], dict(budget=budget, device=device, seeds=seeds, force=force) | given
-    if params['budget'] not in cost: raise BadRequest(f"no budget '{params['budget']}': {nearest(params['budget'], cost)}")
+    if params['budget'] not in cost:
+        raise BadRequest(f"no budget '{params['budget']}': {nearest(params['budget'], cost)}")
     if params['seeds'] < 0: raise BadRequest(f"seeds={params['seeds']}: cannot be negative")
     if params['device'] != 'auto':
         from overmem.core import device as find
@@ -148,13 +164,15 @@ def data(name, get):
     click.echo(f'looking in {data_dir()}')
     for n in [name] if name else SOURCES:
         s, t = source(n), trouble(n)
-        click.echo(f"{n:10} {'here' if not t else 'damaged' if 'damaged' in t else 'missing':8} {s.K} classes, {'x'.join(map(str, s.shape))}, {s.page}")
+        click.echo(f"{n:10} {'here' if not t else 'damaged' if 'damaged' in t else 'missing':8} {s.K} classes, "
+                   f"{'x'.join(map(str, s.shape))}, {s.page}")
         if name:
             for f, sum in s.files.items(): click.echo(f'  md5 {sum}  {f}')
             if t: click.echo(f'  {t}')
 
 # %% ../nbs/44_cli.ipynb #c75d3f8d
-NAMED = dict(fgsm='fgsm({eps})', pgd10='pgd({eps}, {eps}/4, 10)', pgd20='pgd({eps}, {eps}/4, 20)', pgd50x10='pgd({eps}, {eps}/4, 50, restarts=10)', cw='pgd({eps}, {eps}/4, 30, loss=margin)',
+NAMED = dict(fgsm='fgsm({eps})', pgd10='pgd({eps}, {eps}/4, 10)', pgd20='pgd({eps}, {eps}/4, 20)',
+             pgd50x10='pgd({eps}, {eps}/4, 50, restarts=10)', cw='pgd({eps}, {eps}/4, 30, loss=margin)',
              apgd_ce='apgd({eps})', apgd_t='apgd_t({eps})', fab_t='fab_t({eps})', square='square({eps})')
 
 def named_attacks(names:str, eps:str) -> dict:
@@ -164,7 +182,8 @@ def named_attacks(names:str, eps:str) -> dict:
     radius, wanted = make(eps), [n.strip() for n in names.split(',') if n.strip()]
     for n in wanted:
         if n not in NAMED: raise BadRequest(f"no evaluation attack '{n}': {nearest(n, [*NAMED, 'aa'])}")
-    if not isinstance(radius, (int, float)) or not 0 <= radius <= 1: raise BadRequest(f"--eps {eps}: a radius lies between 0 and 1, in the unit of the pixels, as in 8/255")
+    if not isinstance(radius, (int, float)) or not 0 <= radius <= 1:
+        raise BadRequest(f"--eps {eps}: a radius lies between 0 and 1, in the unit of the pixels, as in 8/255")
     return {n: NAMED[n].format(eps=f'({eps})') for n in wanted}
 
 class Lines:
@@ -173,7 +192,8 @@ class Lines:
     def set_postfix(self, row): self.row = row
     def update(self, n=1):
         self.n += n
-        if self.row: click.echo(f'epoch {self.n:3}/{self.epochs}  ' + '  '.join(f'{k} {v:.3f}' for k, v in self.row.items()))
+        if self.row:
+            click.echo(f'epoch {self.n:3}/{self.epochs}  ' + '  '.join(f'{k} {v:.3f}' for k, v in self.row.items()))
         elif n: click.echo(f'continuing after epoch {n}')
 
 @cli.command()
@@ -186,7 +206,8 @@ class Lines:
 @click.option('--eps', default='8/255', show_default=True, help='Radius of evaluation, and of a maker that needs one.')
 @click.option('--attack', default='fgsm,pgd10', show_default=True, help='Evaluation attacks: ' + ', '.join(NAMED))
 @click.option('--aug', help='Expression, e.g. "crop_flip(4)"')
-@click.option('--n', '--n-train', 'n', type=int, help='Training images  [default: all]; torchrun takes --n for itself, --n-train is the same')
+@click.option('--n', '--n-train', 'n', type=int,
+              help='Training images  [default: all]; torchrun takes --n for itself, --n-train is the same')
 @click.option('--n-test', type=int, default=1000, show_default=True, help='Test images; 0: all')
 @click.option('--classes', help='Only these classes, numbers separated by commas  [default: all]')
 @click.option('--shrink', type=int, help='Average images over blocks of this size.')
@@ -196,7 +217,8 @@ class Lines:
 @click.option('--every', type=int, default=1, show_default=True, help='Epochs between evaluations.')
 @click.option('--precision', help='fp32, bf16 or auto  [default: auto, or the recipe\'s]')
 @click.option('--capture', help='graph, compiled, off or auto  [default: auto: record the step where there is a GPU]')
-@click.option('--history', is_flag=True, default=None, help='Keep loss and correctness of every training sample in every epoch.')
+@click.option('--history', is_flag=True, default=None,
+              help='Keep loss and correctness of every training sample in every epoch.')
 @click.option('--best', help='Attack (or clean) whose best epoch on the test images is kept as best.safetensors.')
 @click.option('--save-every', 'minutes', default=2., show_default=True, help='Minutes between checkpoints.')
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda or cuda:N')
@@ -204,7 +226,8 @@ class Lines:
 @click.option('--force', is_flag=True, help='Start again, even if this run is finished.')
 @verbose
 def train(device, **given):
-    "Train once, printed as it goes; METHOD is a maker's name, a recipe, or an expression like \"adv(rs_fgsm(8/255, 10/255))\". In several processes by torchrun --nproc_per_node N -m overmem train METHOD."
+    """Train once, printed as it goes; METHOD is a maker's name, a recipe, or an expression like
+    "adv(rs_fgsm(8/255, 10/255))". In several processes by torchrun --nproc_per_node N -m overmem train METHOD."""
     from overmem.distributed import joined
     with joined(device): trained(device=device, **given)
 
@@ -217,7 +240,8 @@ def trained(method_, param, eps, attack, name, force, device, minutes, classes, 
     from overmem.records import collapse, read_metrics
     from overmem.runs import Training, train_run
     entries = method(method_, param, eps)
-    entries = dict(data='cifar10') | entries | {k: v for k, v in options.items() if v is not None} | dict(device=find(device), attacks=named_attacks(attack, eps))
+    entries = (dict(data='cifar10') | entries | {k: v for k, v in options.items() if v is not None}
+               | dict(device=find(device), attacks=named_attacks(attack, eps)))
     entries.setdefault('lr', f"triangle(.1, {entries.get('epochs', 30)})")
     if classes: entries['classes'] = class_numbers(classes)
     c = Training(name or re.sub(r'\W+', '-', method_).strip('-')[:40], **entries)
@@ -230,15 +254,18 @@ def trained(method_, param, eps, attack, name, force, device, minutes, classes, 
 # %% ../nbs/44_cli.ipynb #63f9a585
 @cli.command('eval')
 @click.argument('checkpoints', metavar='CHECKPOINT...', type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option('--attack', default='fgsm,pgd20', show_default=True, help='Comma-separated: ' + ', '.join(NAMED) + '; aa: AutoAttack, the standard ensemble of the last four')
+@click.option('--attack', default='fgsm,pgd20', show_default=True,
+              help='Comma-separated: ' + ', '.join(NAMED) + '; aa: AutoAttack, the standard ensemble of the last four')
 @click.option('--eps', default='8/255', show_default=True)
 @click.option('--n', default=1000, show_default=True, help='Test images, the first n; 0: all')
 @click.option('--csv', type=click.Path(path_type=Path), help='Also write a table, a row for each checkpoint.')
 @click.option('--device', default='auto', show_default=True)
-@click.option('--jobs', default=1, show_default=True, type=click.IntRange(1), help='Processes at once, for AutoAttack on a CPU.')
+@click.option('--jobs', default=1, show_default=True, type=click.IntRange(1),
+              help='Processes at once, for AutoAttack on a CPU.')
 @verbose
 def eval_(checkpoints, attack, eps, n, csv, device, jobs):
-    "Clean and robust accuracy of checkpoints, with warnings; numbers and per-image results beside each. A killed AutoAttack goes on where it was, if --jobs is the same."
+    """Clean and robust accuracy of checkpoints, with warnings; numbers and per-image results beside each.
+    A killed AutoAttack goes on where it was, if --jobs is the same."""
     import pandas as pd
     from overmem.base import BadRequest, replacing, writable
     from overmem.core import device as find
@@ -254,11 +281,14 @@ def eval_(checkpoints, attack, eps, n, csv, device, jobs):
         rows.append(evaluated(c, attacks, 'aa' in names, radius, n, device, jobs))
         if csv:
             with replacing(csv) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False, float_format='%.5g')
-    if len(rows) > 1: click.echo(pd.DataFrame(rows).drop(columns=['checkpoint', 'warnings']).to_string(index=False, float_format='%.3f'))
+    if len(rows) > 1:
+        click.echo(
+            pd.DataFrame(rows).drop(columns=['checkpoint', 'warnings']).to_string(index=False, float_format='%.3f'))
     if csv: click.echo(csv)
 
 def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, device:str, jobs:int=1) -> dict:
-    "Evaluate one checkpoint and print what comes out; a row of the table. attacks {name: expression}; with `aa` AutoAttack as well"
+    """Evaluate one checkpoint and print what comes out; a row of the table. attacks {name: expression};
+    with `aa` AutoAttack as well"""
     import numpy as np
     from overmem.autoattack import autoattack
     from overmem.base import progress, replacing, write_json
@@ -269,27 +299,38 @@ def evaluated(checkpoint, attacks:dict, aa:bool, eps:float, n:int, device:str, j
     stem, per_image = checkpoint.with_suffix(''), {}
     ok = evaluate(model, te.x, te.y, {k: make(e) for k, e in attacks.items()})
     if aa:
-        found = autoattack(model, te.x, te.y, eps, path=Path(f'{stem}.aa-{len(te.y)}-{eps:.5f}.npz'), bar=progress, jobs=jobs)
+        found = autoattack(model, te.x, te.y, eps, path=Path(f'{stem}.aa-{len(te.y)}-{eps:.5f}.npz'),
+                           bar=progress, jobs=jobs)
         ok['aa'], per_image = found.ok.to(te.y.device), dict(aa_by=found.by, aa_step=found.step)
-    acc, said = {k: accuracy(v) for k, v in ok.items()}, warnings(model, te.x, te.y, ok, found.by if aa else None, found.attacks if aa else ())
+    acc, said = ({k: accuracy(v) for k, v in ok.items()},
+                 warnings(model, te.x, te.y, ok, found.by if aa else None, found.attacks if aa else ()))
     if config.get('stand_in'): click.echo(f"digits stand in for {config['data']}")
     for k, v in acc.items(): click.echo(f'{k:10} {100*v:6.2f} %')
     for w in said: click.echo(f'warning: {w}')
     if aa: click.echo(found.table().to_string(index=False, float_format='%.3f'))
-    with replacing(Path(f'{stem}.eval.npz')) as tmp, open(tmp, 'wb') as f: np.savez(f, **{k: v.cpu().numpy() for k, v in (ok | per_image).items()})
+    with replacing(Path(f'{stem}.eval.npz')) as tmp, open(tmp, 'wb') as f:
+        np.savez(f, **{k: v.cpu().numpy() for k, v in (ok | per_image).items()})
     about = dict(data=config['data'], n=len(te.y), eps=eps)
-    write_json(Path(f'{stem}.eval.json'), about | dict(attacks=attacks | ({'aa': 'autoattack'} if aa else {}), accuracy=acc, warnings=said) | (dict(aa_by=found.attacks) if aa else {}))       # aa_by in the arrays counts these
+    write_json(Path(f'{stem}.eval.json'),
+               about | dict(attacks=attacks | ({'aa': 'autoattack'} if aa else {}), accuracy=acc, warnings=said)
+               | (dict(aa_by=found.attacks) if aa else {}))              # aa_by in the arrays counts these
     click.echo(f'{stem}.eval.json')
-    return dict(name=config['name'], seed=config.get('seed', 0)) | about | acc | dict(warnings='; '.join(said), checkpoint=str(checkpoint))
+    return (dict(name=config['name'], seed=config.get('seed', 0)) | about | acc
+            | dict(warnings='; '.join(said), checkpoint=str(checkpoint)))
 
 @cli.command()
-@click.option('--budget', default='smoke', show_default=True, help='smoke, laptop, gpu or full: batch size, rounds, seconds a round.')
-@click.option('--steps', default='*', show_default=True, help='Comma-separated names or patterns, as in "pgd*,zerograd"')
-@click.option('--model', default='', help='Expression  [default: preact_resnet(16) on a CPU, preact_resnet18() on a GPU]')
+@click.option('--budget', default='smoke', show_default=True,
+              help='smoke, laptop, gpu or full: batch size, rounds, seconds a round.')
+@click.option('--steps', default='*', show_default=True,
+              help='Comma-separated names or patterns, as in "pgd*,zerograd"')
+@click.option('--model', default='',
+              help='Expression  [default: preact_resnet(16) on a CPU, preact_resnet18() on a GPU]')
 @click.option('--bs', default=0, help='Batch size  [default: as the budget says]')
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda or cuda:N')
-@click.option('--agreement', is_flag=True, help='Train in float32 and by the fast path instead, and compare accuracies.')
-@click.option('--jobs', default=1, show_default=True, type=click.IntRange(1), help='Processes at once, for --agreement.')
+@click.option('--agreement', is_flag=True,
+              help='Train in float32 and by the fast path instead, and compare accuracies.')
+@click.option('--jobs', default=1, show_default=True, type=click.IntRange(1),
+              help='Processes at once, for --agreement.')
 @verbose
 def bench(budget, steps, model, bs, device, agreement, jobs):
     "Images per second of every training step on this device, plain float32 against the fast path."
@@ -317,15 +358,22 @@ def doctor():
 
 # %% ../nbs/44_cli.ipynb #5c0e3a12
 @cli.command()
-@click.option('--dataset', default='cifar10', show_default=True, help='Data set, or module:function, a function () -> (train, test) `Images` of yours')
-@click.option('--models', default=200, show_default=True, help='How many are trained; more of the same go on from there.')
+@click.option('--dataset', default='cifar10', show_default=True,
+              help='Data set, or module:function, a function () -> (train, test) `Images` of yours')
+@click.option('--models', default=200, show_default=True,
+              help='How many are trained; more of the same go on from there.')
 @click.option('--frac', default=.7, show_default=True, help='Share of the training images in each subset.')
 @click.option('--n', default=0, help='Training images  [default: all]')
 @click.option('--n-test', default=0, help='Test images  [default: all]')
 @click.option('--classes', default='', help='Only these, comma-separated  [default: all]')
-@click.option('--shrink', default=0, help='Average images over blocks of this size  [default: 2 on a CPU where it divides them, else 1]')
-@click.option('--engine', default='networks', show_default=True, help='networks: one after another; many: a batch of small networks; nearest: 1-nearest-neighbour, which needs no training')
-@click.option('--model', default='', help='Expression, or module:function, a function () -> network of yours  [default: preact_resnet(16, stem=2), on a GPU preact_resnet(64)]')
+@click.option('--shrink', default=0,
+              help='Average images over blocks of this size  [default: 2 on a CPU where it divides them, else 1]')
+@click.option('--engine', default='networks', show_default=True,
+              help='networks: one after another; many: a batch of small networks; '
+                   'nearest: 1-nearest-neighbour, which needs no training')
+@click.option('--model', default='',
+              help='Expression, or module:function, a function () -> network of yours  '
+                   '[default: preact_resnet(16, stem=2), on a GPU preact_resnet(64)]')
 @click.option('--epochs', default=16, show_default=True)
 @click.option('--lr', default='', help='Expression  [default: triangle(.4, EPOCHS, EPOCHS/5)]')
 @click.option('--bs', default=0, help='Batch size  [default: 256, on a GPU 512]')
@@ -334,50 +382,68 @@ def doctor():
 @click.option('--at-once', default=0, help='Models in one computation  [default: 10 with many, 100 with nearest]')
 @click.option('--seed', default=0, show_default=True, help='Of subsets and trainings.')
 @click.option('--rank', default=0, show_default=True, help='Shard of this process ...')
-@click.option('--world', default=1, show_default=True, help='... and how many there are; the last to finish writes the scores')
+@click.option('--world', default=1, show_default=True,
+              help='... and how many there are; the last to finish writes the scores')
 @scaled
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda or cuda:N')
-@click.option('--out', type=click.Path(path_type=Path), help='Folder of the scores  [default: scores-MODELS in the folder of the models]')
+@click.option('--out', type=click.Path(path_type=Path),
+              help='Folder of the scores  [default: scores-MODELS in the folder of the models]')
 @click.option('--force', is_flag=True, help='Train finished models again.')
 @verbose
-def mem(dataset, models, n, n_test, classes, shrink, engine, model, rank, world, jobs, out, force, frac, seed, device, **recipe):
-    "Memorization and influence scores of a data set, from networks trained on random subsets of it; a killed command goes on where it was."
+def mem(dataset, models, n, n_test, classes, shrink, engine, model, rank, world, jobs, out, force, frac, seed, device,
+        **recipe):
+    """Memorization and influence scores of a data set, from networks trained on random subsets of it;
+    a killed command goes on where it was."""
     from overmem.core import device as find
     from overmem.plots import style
     from overmem.scores import images_of, memorize, network_of, recipe_of
     from overmem.studies import Study
     style()
     load = images_of(dataset, n, n_test, classes, shrink, find(device))
-    study = Study(load, network_of(model, load, find(device), engine), recipe_of(engine, device=find(device), **recipe), engine, frac, seed, name=f"mem-{dataset.replace(':', '-')}")
+    study = Study(load, network_of(model, load, find(device), engine), recipe_of(engine, device=find(device), **recipe),
+                  engine, frac, seed, name=f"mem-{dataset.replace(':', '-')}")
     named = dict(at=load.at(), classes=load.classes) if ':' not in dataset else {}
     about, out = memorize(study, models, out, rank, world, jobs, force, **named)
     if about: tell_scores(about, out)
-    else: click.echo(f'shard {rank} of {world} is done; when the others are, run the same command without --rank and --world to get the scores')
+    else:
+        click.echo(f'shard {rank} of {world} is done; when the others are, '
+                   'run the same command without --rank and --world to get the scores')
 
 def tell_scores(a:dict, folder):
     "Print the summary `a` of scores, its cautions, and where they are"
-    click.echo(f"{a['models']} models, each on {a['frac']:.0%} of {a['images']} images: right on {a['p_in']:.4f} of what they saw, on {a['test_acc']:.3f} of {a['test_images']} test images")
-    click.echo(f"memorization: {a['mem_above_15']:.1%} above .15, {a['mem_above_25']:.1%} at least .25; standard error {a['se_mean']:.3f} on average, {a['se_largest']:.3f} at most" + (f"; reliability {a['reliability']:.3f}" if a['reliability'] else ''))
-    click.echo(f"influence: {a['pairs']} pairs at least .15, on {a['affected']} test images; {a['pairs_by_chance']:.0f} would be found by chance")
+    click.echo(f"{a['models']} models, each on {a['frac']:.0%} of {a['images']} images: "
+               f"right on {a['p_in']:.4f} of what they saw, on {a['test_acc']:.3f} of {a['test_images']} test images")
+    click.echo(f"memorization: {a['mem_above_15']:.1%} above .15, {a['mem_above_25']:.1%} at least .25; "
+               f"standard error {a['se_mean']:.3f} on average, {a['se_largest']:.3f} at most"
+               + (f"; reliability {a['reliability']:.3f}" if a['reliability'] else ''))
+    click.echo(f"influence: {a['pairs']} pairs at least .15, on {a['affected']} test images; "
+               f"{a['pairs_by_chance']:.0f} would be found by chance")
     for c in a['cautions']: click.echo(f'caution: {c}')
     click.echo(folder)
 
 # %% ../nbs/44_cli.ipynb #96009502
 @cli.command()
-@click.option('--metadata', required=True, type=click.Path(path_type=Path), help='csv with columns filename, split (train, val, test or 0, 1, 2), y, and, if known, a')
+@click.option('--metadata', required=True, type=click.Path(path_type=Path),
+              help='csv with columns filename, split (train, val, test or 0, 1, 2), y, and, if known, a')
 @click.option('--root', required=True, type=click.Path(path_type=Path), help='Folder that the file names begin at.')
-@click.option('--size', default=32, show_default=True, help='Images become SIZE x SIZE; 0: features of a ResNet-50 trained on ImageNet')
-@click.option('--model', default='', help='Expression  [default: preact_resnet(16, stem=2); below 32 preact_resnet(16); on features linear(2048)]')
-@click.option('--combs', default=3, show_default=True, help='Combinations of hyper-parameters that are tried, 10 in the paper.')
+@click.option('--size', default=32, show_default=True,
+              help='Images become SIZE x SIZE; 0: features of a ResNet-50 trained on ImageNet')
+@click.option('--model', default='',
+              help='Expression  [default: preact_resnet(16, stem=2); '
+                   'below 32 preact_resnet(16); on features linear(2048)]')
+@click.option('--combs', default=3, show_default=True,
+              help='Combinations of hyper-parameters that are tried, 10 in the paper.')
 @click.option('--seeds', default=1, show_default=True, help='Trainings of the best combination.')
 @click.option('--steps', default=1000, show_default=True, help='Of each training.')
 @scaled
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda or cuda:N')
-@click.option('--out', type=click.Path(path_type=Path), help='Folder of what is written  [default: groups-NAME in data/runs]')
+@click.option('--out', type=click.Path(path_type=Path),
+              help='Folder of what is written  [default: groups-NAME in data/runs]')
 @click.option('--force', is_flag=True, help='Train finished runs again.')
 @verbose
 def groups(metadata, root, out, device, **given):
-    "Environments that hide in a data set (XRM), and worst-group accuracy of ERM, MAT and GroupDRO with them; a killed command goes on where it was."
+    """Environments that hide in a data set (XRM), and worst-group accuracy of ERM, MAT and GroupDRO with them;
+    a killed command goes on where it was."""
     from overmem.base import runs_dir, writable
     from overmem.core import device as find
     from overmem.discovery import explore, leave, summary

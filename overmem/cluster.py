@@ -26,9 +26,10 @@ def executor() -> str:
     return os.environ.get('OVERMEM_EXECUTOR', 'local')
 
 def use(name:str, options:dict|None=None):
-    "Send the work of `spread` to 'local' processes or to 'slurm', with options of sbatch; BadRequest where there is no Slurm"
+    "Send the work of `spread` to 'local' processes or 'slurm', with options of sbatch; BadRequest if there is no Slurm"
     if name not in EXECUTORS: raise BadRequest(f"no executor '{name}': {' or '.join(EXECUTORS)}")
-    if name == 'slurm' and not shutil.which('sbatch'): raise BadRequest('there is no Slurm here (no sbatch on the path): use --executor local')
+    if name == 'slurm' and not shutil.which('sbatch'):
+        raise BadRequest('there is no Slurm here (no sbatch on the path): use --executor local')
     if name == 'slurm': _submitit()
     os.environ.update(OVERMEM_EXECUTOR=name, OVERMEM_SLURM=json.dumps(options or {}))
 
@@ -44,7 +45,7 @@ class Row:
     def __call__(self) -> tuple:
         "(value, None) or (None, BadRequest)"
         import torch
-        os.environ.update(OVERMEM_EXECUTOR='local', OVERMEM_BATCH=self.batch)      # what a row spreads it spreads on its own node
+        os.environ.update(OVERMEM_EXECUTOR='local', OVERMEM_BATCH=self.batch)  # what a row spreads stays on its node
         torch.set_num_threads(int(os.environ.get('SLURM_CPUS_PER_TASK', 1)))
         try: return self.f(self.item), None
         except BadRequest as e: return None, e
@@ -63,19 +64,23 @@ def minutes(text:str) -> int:
 def _pool(jobs):
     "Where rows are sent, `jobs` at once; a row may run out of time twenty times"
     given = json.loads(os.environ.get('OVERMEM_SLURM', '{}'))
-    cpus, name, time = given.pop('cpus-per-task', '1'), given.pop('job-name', 'overmem'), minutes(given.pop('time', '1-00'))
+    cpus, name, time = (given.pop('cpus-per-task', '1'), given.pop('job-name', 'overmem'),
+                        minutes(given.pop('time', '1-00')))
     if not cpus.isdigit(): raise BadRequest(f"cpus-per-task='{cpus}': a whole number")
     known = {k: given.pop(k) for k in ('mem', 'partition') if k in given}
     pool = _submitit().SlurmExecutor(runs_dir()/'slurm', max_num_timeout=20)
-    pool.update_parameters(job_name=name, time=time, cpus_per_task=int(cpus), srun_args=[f'--cpus-per-task={cpus}'], array_parallelism=jobs, additional_parameters=dict(requeue=True) | given, **known)
+    pool.update_parameters(job_name=name, time=time, cpus_per_task=int(cpus), srun_args=[f'--cpus-per-task={cpus}'],
+                           array_parallelism=jobs, additional_parameters=dict(requeue=True) | given, **known)
     return pool
 
-def _sbatch_says(e): return next((l for l in reversed(str(e).splitlines()) if 'error' in l), str(e).strip() or type(e).__name__)
+def _sbatch_says(e):
+    return next((l for l in reversed(str(e).splitlines()) if 'error' in l), str(e).strip() or type(e).__name__)
 
 @contextmanager
 def _outside():
     "Without what Slurm says of the job in which this process may run: it must not pass for what is asked for the rows"
-    inside = {k: os.environ.pop(k) for k in list(os.environ) if k.startswith(('SLURM_', 'SBATCH_', 'SRUN_')) and k != 'SLURM_CONF'}
+    inside = {k: os.environ.pop(k) for k in list(os.environ)
+              if k.startswith(('SLURM_', 'SBATCH_', 'SRUN_')) and k != 'SLURM_CONF'}
     try: yield
     finally: os.environ.update(inside)
 
@@ -87,9 +92,11 @@ def _send(rows, jobs) -> list:
     except Exception as e: raise BadRequest(f'sbatch refuses the jobs: {_sbatch_says(e)}') from None
 
 def _queued():
-    "{id: why it waits, '' if it does not} of the jobs that Slurm knows, each element of an array for itself; None if it does not answer"
-    said = subprocess.run(['squeue', '--noheader', '--array', '--all', '--format=%i|%t|%r', '--me'], capture_output=True, text=True)
-    return None if said.returncode else {i: why*(state == 'PD') for i, state, why in (l.split('|', 2) for l in said.stdout.splitlines())}
+    "{id: why it waits, '' if it does not} of the jobs that Slurm knows, elements of arrays one by one; None if it is silent"
+    said = subprocess.run(['squeue', '--noheader', '--array', '--all', '--format=%i|%t|%r', '--me'],
+                          capture_output=True, text=True)
+    jobs = (l.split('|', 2) for l in said.stdout.splitlines())
+    return None if said.returncode else {i: why*(state == 'PD') for i, state, why in jobs}
 
 def _reasons(known, jobs) -> list:
     "Why all of these jobs wait, as Slurm puts it; none if one of them runs, or Slurm has not looked at them yet"
@@ -119,7 +126,7 @@ GRACE, TRIES = 60., 3                                                    # secon
 def on_slurm(f:Callable, items:list, jobs:int, tick:Callable=lambda: None, batch:str='') -> list:
     "[(f(v), None) or (None, exception)] of the items, each a job, `jobs` at once; `tick` is called every two seconds"
     rows, found = [Row(f, v, batch) for v in items], []
-    for k in range(0, len(rows), 1000): found += _one_array(rows[k:k + 1000], jobs, tick)      # larger ones Slurm may refuse
+    for k in range(0, len(rows), 1000): found += _one_array(rows[k:k + 1000], jobs, tick)  # Slurm may refuse more
     return found
 
 def _one_array(rows, jobs, tick):
@@ -128,13 +135,16 @@ def _one_array(rows, jobs, tick):
         while sent:
             time.sleep(2); tick()
             known = _queued()
-            if (why := _reasons(known, sent.values())) and why != said: print(f"Slurm lets {len(sent)} jobs wait: {', '.join(said := why)}", file=sys.stderr)
+            if (why := _reasons(known, sent.values())) and why != said:
+                print(f"Slurm lets {len(sent)} jobs wait: {', '.join(said := why)}", file=sys.stderr)
             for k, job in list(sent.items()):
                 if _answered(job): found[k] = _answer(sent.pop(k)); continue
                 if known is None or job.job_id in known: lost.pop(k, None); continue
                 if time.monotonic() - lost.setdefault(k, time.monotonic()) < GRACE: continue
                 _cancel([job])
-                if sendings[k] == TRIES: found[k] = None, RunFailed(f'killed {TRIES} times; its log is {sent.pop(k).paths.stderr}'); continue
+                if sendings[k] == TRIES:
+                    found[k] = None, RunFailed(f'killed {TRIES} times; its log is {sent.pop(k).paths.stderr}')
+                    continue
                 sent[k], sendings[k] = _send([rows[k]], 1)[0], sendings[k] + 1
                 del lost[k]
     except BaseException:

@@ -52,7 +52,8 @@ class Step:
         return replace(self, w=w if self.w is None else self.w*w)
     def detach(self) -> 'Step':
         "The same numbers without the graph they came from"
-        return Step(*(v.detach() if isinstance(v, Tensor) else v for v in (self.losses, self.logits, self.x, self.w, self.extra)))
+        return Step(*(v.detach() if isinstance(v, Tensor) else v
+                      for v in (self.losses, self.logits, self.x, self.w, self.extra)))
 
 # %% ../nbs/00_core.ipynb #6c611e8a
 Attack = Callable[[torch.nn.Module, Tensor, Tensor], Tensor]     # (model, x, target) -> delta
@@ -65,11 +66,13 @@ def full(z:Tensor) -> Tensor:
 
 def ce(logits:Tensor, y:Tensor) -> Tensor:
     "Cross-entropy of each sample: logits (..., N, K), y (..., N) -> (..., N), never in half precision"
-    return F.cross_entropy(full(logits).flatten(0, -2), y.expand(logits.shape[:-1]).flatten(), reduction='none').view(logits.shape[:-1])
+    return F.cross_entropy(full(logits).flatten(0, -2), y.expand(logits.shape[:-1]).flatten(),
+                           reduction='none').view(logits.shape[:-1])
 
 # %% ../nbs/00_core.ipynb #fa135134
 class Clock(float):
-    "Fractional epoch inside a step that may be recorded: a float, and `now`, the same number as a scalar tensor that is kept up to date"
+    """Fractional epoch inside a step that may be recorded: a float, and `now`,
+    the same number as a scalar tensor that is kept up to date"""
     def __new__(cls, t:float, now:Tensor):
         self = super().__new__(cls, t)
         self.now = now
@@ -97,7 +100,7 @@ def seeded(seed:int):
 # %% ../nbs/00_core.ipynb #5cdc6778
 @contextmanager
 def evaluating(model):
-    "The model in eval mode; afterwards each of its parts is in the mode it had. A model that is a plain function is left alone"
+    "The model in eval mode; afterwards each of its parts is in the mode it had. A plain function is left alone"
     was = [(m, m.training) for m in model.modules()] if isinstance(model, torch.nn.Module) else []
     if was: model.eval()
     try: yield
@@ -106,8 +109,9 @@ def evaluating(model):
 
 # %% ../nbs/00_core.ipynb #98e3daf4
 def autocast(precision:str, kind:str):
-    "The context in which an objective runs: 'fp32' as it is, 'bf16' autocast, 'auto' bf16 where the device computes in it"
-    return torch.autocast(kind, torch.bfloat16, cache_enabled=False) if settled(precision, kind) == 'bf16' else nullcontext()
+    "The context an objective runs in: 'fp32' as it is, 'bf16' autocast, 'auto' bf16 where the device computes in it"
+    return (torch.autocast(kind, torch.bfloat16, cache_enabled=False) if settled(precision, kind) == 'bf16'
+            else nullcontext())
 
 def exact(kind:str):
     "The context in which nothing is cast to half precision, inside an autocast, too"
@@ -115,7 +119,8 @@ def exact(kind:str):
 
 def settled(precision:str, kind:str) -> str:
     "'fp32' or 'bf16': what a precision means on a device"
-    if precision not in ('fp32', 'bf16', 'auto'): raise BadRequest(f"no precision '{precision}': there are fp32, bf16 and auto")
+    if precision not in ('fp32', 'bf16', 'auto'):
+        raise BadRequest(f"no precision '{precision}': there are fp32, bf16 and auto")
     return precision if precision != 'auto' else 'bf16' if fast_bf16(kind) else 'fp32'
 
 def fast_bf16(kind:str) -> bool:
@@ -126,10 +131,11 @@ def fast_bf16(kind:str) -> bool:
 # %% ../nbs/00_core.ipynb #1ffb91ea
 @cache
 def keep_memory():
-    "Have glibc keep what this process frees for what it asks next, and return it only where more than 1 GiB lies free at the end of the heap. Elsewhere nothing happens"
+    """Have glibc keep what this process frees for what it asks next, and return it only where more than 1 GiB
+    lies free at the end of the heap. Elsewhere nothing happens"""
     with suppress(OSError, TypeError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):             # before glibc 2.35 no more than 32 MiB
+        if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):  # glibc < 2.35: at most 32 MiB
             for what, size in ((M_TRIM_THRESHOLD, 2**30), (M_TOP_PAD, 2**26)): mallopt(what, size)
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3               # as in malloc.h
@@ -146,23 +152,28 @@ def digest(tensors:dict, text:str='') -> str:
 
 # %% ../nbs/00_core.ipynb #787fd897
 def read_arrays(path:Path) -> dict:
-    "{name: array} of a file .npz; of a file .npy {'': array}. ValueError says in a line what is wrong with it: it is damaged, it holds objects, or it declares more than it can hold"
+    """{name: array} of a file .npz; of a file .npy {'': array}. ValueError says in a line what is wrong with it:
+    it is damaged, it holds objects, or it declares more than it can hold"""
     try:
         with open(path, 'rb') as f: zipped = f.read(2) == b'PK'
         if not zipped: return {'': _array(partial(open, path, 'rb'), Path(path).stat().st_size)}
         with zipfile.ZipFile(path) as z:
-            if sum(i.file_size for i in z.infolist()) > max(2**30, 100*Path(path).stat().st_size): raise ValueError('it declares more than a hundred times its size')
+            if sum(i.file_size for i in z.infolist()) > max(2**30, 100*Path(path).stat().st_size):
+                raise ValueError('it declares more than a hundred times its size')
             return {i.filename.removesuffix('.npy'): _array(partial(z.open, i), i.file_size) for i in z.infolist()}
     except Exception as e: raise ValueError((str(e) or type(e).__name__).splitlines()[0]) from e
 
 def _array(opened, size):
-    "The array in a file of `size` bytes in numpy's format, and with nothing behind it; the file is opened twice, as going back would give up its checksum"
+    """The array in a file of `size` bytes in numpy's format, and with nothing behind it;
+    the file is opened twice, as going back would give up its checksum"""
     with opened() as f:
         major = np.lib.format.read_magic(f)[0]
-        shape, _, dtype = (np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0)(f)
-        if math.prod(shape)*dtype.itemsize != size - f.tell() and not dtype.hasobject: raise ValueError(f'{shape} numbers of type {dtype} are declared in {size} bytes')
+        shape, _, dtype = (np.lib.format.read_array_header_1_0 if major == 1
+                           else np.lib.format.read_array_header_2_0)(f)
+        if math.prod(shape)*dtype.itemsize != size - f.tell() and not dtype.hasobject:
+            raise ValueError(f'{shape} numbers of type {dtype} are declared in {size} bytes')
     with opened() as f:
-        a = np.lib.format.read_array(f)                                  # refuses objects: they would have to be unpickled
+        a = np.lib.format.read_array(f)  # refuses objects: they would have to be unpickled
         if f.read(1): raise ValueError('it is longer than it declares')  # at the end the checksum is compared
     return a
 
@@ -170,9 +181,11 @@ def _array(opened, size):
 def device(name:str='auto') -> str:
     "'cuda' or 'cpu'; 'auto' takes the GPU if there is one"
     if name == 'auto': return 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name not in ('cpu', 'cuda') and not name.startswith('cuda:'): raise BadRequest(f"no device '{name}': use auto, cpu, cuda or cuda:N")
+    if name not in ('cpu', 'cuda') and not name.startswith('cuda:'):
+        raise BadRequest(f"no device '{name}': use auto, cpu, cuda or cuda:N")
     if name.startswith('cuda') and not torch.cuda.is_available():
-        raise BadRequest(f"device '{name}' was asked for, but torch sees no GPU here: use --device cpu, or see `overmem doctor`")
+        raise BadRequest(f"device '{name}' was asked for, but torch sees no GPU here: "
+                         "use --device cpu, or see `overmem doctor`")
     return name
 
 def split(n:int, held_out:int, seed:int=0) -> tuple:

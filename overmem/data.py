@@ -74,9 +74,11 @@ SOURCES = dict(
         'MNIST/raw/train-labels-idx1-ubyte': 'a25bea736e30d166cdddb491f175f624',
         'MNIST/raw/t10k-images-idx3-ubyte': '2646ac647ad5339dbf082846283269ea',
         'MNIST/raw/t10k-labels-idx1-ubyte': '27ae3e4e09519cfbb04c329615203637'}),
-    tiny_imagenet=Source(200, (3, 64, 64), (.4802, .4481, .3975), (.2770, .2691, .2821), 'http://cs231n.stanford.edu/tiny-imagenet-200.zip', {
-        'tiny-imagenet-200.zip': '90528d7ca1a48142e341f4ef8d21d0de'}),
-    digits=Source(10, (1, 8, 8), (.3053,), (.3765,), 'https://scikit-learn.org/stable/datasets/toy_dataset.html#digits-dataset', {}))
+    tiny_imagenet=Source(200, (3, 64, 64), (.4802, .4481, .3975), (.2770, .2691, .2821),
+                         'http://cs231n.stanford.edu/tiny-imagenet-200.zip',
+                         {'tiny-imagenet-200.zip': '90528d7ca1a48142e341f4ef8d21d0de'}),
+    digits=Source(10, (1, 8, 8), (.3053,), (.3765,),
+                  'https://scikit-learn.org/stable/datasets/toy_dataset.html#digits-dataset', {}))
 
 def source(name:str) -> Source:
     "The entry of a data set; a misspelt name is met with the nearest right one"
@@ -107,7 +109,8 @@ def trouble(name:str, root:Path|None=None) -> str:
     missing = absent(name, root)
     if missing: return f'{name} is not in {root} (no {missing[0]}): {how}'
     damaged = [f for f, sum in s.files.items() if md5(root/f) != sum]
-    return f'{name} in {root} is damaged ({damaged[0]} has the wrong checksum): delete that file, then {how}' if damaged else ''
+    return (f'{name} in {root} is damaged ({damaged[0]} has the wrong checksum): delete that file, then {how}'
+            if damaged else '')
 
 # %% ../nbs/01_data.ipynb #0d93f45c
 class Images(NamedTuple):
@@ -138,11 +141,16 @@ def read_mnist(root, train):
     return Images(d.data[:, None], d.targets)
 
 def read_tiny_imagenet(root, train):
-    "Tiny ImageNet as its publisher packed it: 200 classes in the order of their WordNet names, 500 images each to train; the 10,000 of its validation set are the test images, for the published test set has no labels"
+    """Tiny ImageNet as its publisher packed it: 200 classes in the order of their WordNet names,
+    500 images each to train; the 10,000 of its validation set are the test images, as the published have no labels"""
     with zipfile.ZipFile(Path(root)/'tiny-imagenet-200.zip') as z:
         classes = {w: k for k, w in enumerate(sorted(z.read('tiny-imagenet-200/wnids.txt').decode().split()))}
-        if train: todo = [(n, n.split('/')[2]) for n in z.namelist() if n.startswith('tiny-imagenet-200/train/') and n.endswith('.JPEG')]
-        else: todo = [(f'tiny-imagenet-200/val/images/{v[0]}', v[1]) for v in map(str.split, z.read('tiny-imagenet-200/val/val_annotations.txt').decode().splitlines())]
+        if train:
+            todo = [(n, n.split('/')[2]) for n in z.namelist()
+                    if n.startswith('tiny-imagenet-200/train/') and n.endswith('.JPEG')]
+        else:
+            todo = [(f'tiny-imagenet-200/val/images/{v[0]}', v[1])
+                    for v in map(str.split, z.read('tiny-imagenet-200/val/val_annotations.txt').decode().splitlines())]
         x = [torch.from_numpy(np.array(Image.open(z.open(n)).convert('RGB'))) for n, _ in sorted(todo)]
     return Images(torch.stack(x).permute(0, 3, 1, 2).contiguous(), torch.tensor([classes[w] for _, w in sorted(todo)]))
 
@@ -153,7 +161,8 @@ def read_digits(root, train):
     x = torch.from_numpy(d.images*(255/16)).round().to(torch.uint8)[:, None]
     return Images(x, torch.from_numpy(d.target).long()).take(i[:1297] if train else i[1297:])
 
-READ = dict(cifar10=read_cifar10, cifar100=read_cifar100, svhn=read_svhn, mnist=read_mnist, tiny_imagenet=read_tiny_imagenet, digits=read_digits)
+READ = dict(cifar10=read_cifar10, cifar100=read_cifar100, svhn=read_svhn, mnist=read_mnist,
+            tiny_imagenet=read_tiny_imagenet, digits=read_digits)
 
 # %% ../nbs/01_data.ipynb #f8db33f6
 def load(name:str, root=None, stand_in:bool=False) -> tuple:
@@ -183,14 +192,18 @@ def in_shape(images:Images, shape:tuple) -> Images:
     return Images(x.to(torch.uint8).expand(-1, shape[0], -1, -1).contiguous(), images.y)
 
 def fetch(name:str, root=None):
-    "Download a data set into `root` (default `$OVERMEM_DATA`, else `data/`) and check it; nothing to do if it is there and whole"
+    "Download a data set into `root` (default `$OVERMEM_DATA`, else `data/`) and check it, unless it is there and whole"
     root = Path(root or data_dir())
     if not trouble(name, root): return
     tv = import_torchvision().datasets
-    get = dict(cifar10=lambda: [tv.CIFAR10(root, download=True)], cifar100=lambda: [tv.CIFAR100(root, download=True)], mnist=lambda: [tv.MNIST(root, download=True)],
-               svhn=lambda: [tv.SVHN(root, s, download=True) for s in ('train', 'test')], tiny_imagenet=lambda: tv.utils.download_url(source(name).page, root))[name]
+    get = dict(cifar10=lambda: [tv.CIFAR10(root, download=True)], cifar100=lambda: [tv.CIFAR100(root, download=True)],
+               mnist=lambda: [tv.MNIST(root, download=True)],
+               svhn=lambda: [tv.SVHN(root, s, download=True) for s in ('train', 'test')],
+               tiny_imagenet=lambda: tv.utils.download_url(source(name).page, root))[name]
     try: get()
-    except Exception as e: raise BadRequest(f'{name} could not be downloaded ({str(e).splitlines()[0]}): get it by hand from {source(name).page} into {root}') from None
+    except Exception as e:
+        raise BadRequest(f'{name} could not be downloaded ({str(e).splitlines()[0]}): '
+                         f'get it by hand from {source(name).page} into {root}') from None
     if trouble(name, root): raise BadRequest(trouble(name, root))
 
 def of_classes(y:Tensor, classes:tuple) -> Tensor:
@@ -211,7 +224,8 @@ def class_numbers(text:str) -> tuple:
 
 def check_classes(name:str, classes:tuple):
     "BadRequest unless `classes` are different labels of the data set"
-    if len(set(classes)) < len(classes) or any(not 0 <= c < source(name).K for c in classes): raise BadRequest(f'classes {classes}: different numbers from 0 to {source(name).K - 1}')
+    if len(set(classes)) < len(classes) or any(not 0 <= c < source(name).K for c in classes):
+        raise BadRequest(f'classes {classes}: different numbers from 0 to {source(name).K - 1}')
 
 def shrink(images:Images, by:int) -> Images:
     "The same images, averaged over `by` x `by` blocks (rounded to a byte)"
@@ -248,10 +262,11 @@ class TensorLoader:
     def __iter__(self): yield from map(self.batch, self.batches(self.order()))
 
 class Replay:
-    "A loader that gives every batch of another `m` times in a row, augmented in the same way each time, as Free-AT needs"
+    "A loader that gives every batch of another `m` times in a row, augmented alike each time, as Free-AT needs"
     def __init__(self, loader:TensorLoader, m:int): self.loader, self.m, self.bs = loader, m, loader.bs
     @property
-    def eager(self) -> str: return 'its replayed batches are augmented by a seed that depends on them' if self.loader.aug else ''
+    def eager(self) -> str:
+        return 'its replayed batches are augmented by a seed that depends on them' if self.loader.aug else ''
     def __len__(self): return self.m*len(self.loader)
     def order(self) -> Tensor:
         "Positions (n,) in the order of one epoch"
@@ -260,7 +275,7 @@ class Replay:
         "The batches of an epoch in this order, each `m` times"
         return [i for i in self.loader.batches(order) for _ in range(self.m)]
     def batch(self, i:Tensor) -> Batch:
-        "The batch at positions i (N,); its crops and flips come from a seed made of them, so that a run may be cut off between two replays"
+        "The batch at positions i (N,), augmented by a seed made of them: a run may be cut off between two replays"
         if self.loader.aug is None: return self.loader.batch(i)
         with seeded(int((i[:8].cpu()*torch.arange(1, 1 + len(i[:8]))).sum())): return self.loader.batch(i)
 
@@ -273,7 +288,8 @@ def crop_flip(pad:int=4, mode:str='reflect', flip:bool=True) -> Callable:
         dy, dx = torch.randint(2*pad + 1, (2, N, 1), device=x.device)
         cols = dx + torch.arange(W, device=x.device)
         if flip: cols = torch.where(torch.rand(N, 1, device=x.device) < .5, cols.flip(1), cols)
-        n, c = torch.arange(N, device=x.device)[:, None, None, None], torch.arange(C, device=x.device)[None, :, None, None]
+        n, c = (torch.arange(N, device=x.device)[:, None, None, None],
+                torch.arange(C, device=x.device)[None, :, None, None])
         return F.pad(x, (pad,)*4, mode=mode)[n, c, (dy + r)[:, None, :, None], cols[:, None, None, :]]
     return augment
 
@@ -328,7 +344,7 @@ class Toy(NamedTuple):
     majority: Tensor              # (n,) bool: core and spurious agree
 
 def make_toy(
-    seed:int,                     # numpy's and torch's generators are left where the draws end: networks are made from there
+    seed:int,                     # leaves numpy's and torch's generators where the draws end: networks come from there
     sigma:float,                  # scale of the noise inputs
     rho:float=.9,                 # share of the majority (.5 for validation)
     n:int=1000, d:int=1800,

@@ -23,36 +23,60 @@ from .sweeps import at_best, protocol
 ARMS = {'ERM': ('ERM', 'class'), 'MAT': ('MAT', 'class'), 'GroupDRO, discovered groups': ('GroupDRO', 'xrm')}
 ANNOTATED = {'GroupDRO, annotated groups': ('GroupDRO', 'true')}
 
-def explore(table, root, size:int=32, model:str='', combs:int=3, seeds:int=1, steps:int=1000, jobs:int=1, device:str='cpu', force:bool=False) -> SimpleNamespace:
-    "Both phases on the images that a csv file lists (see `read_metadata`), below `root`, `size` x `size` (0: features of a ResNet-50): `sizes` of the groups, `twins` (what phase 1 found), `results` a row for each arm, `done` (see `protocol`), `images` the table with a column env"
+def explore(table, root, size:int=32, model:str='', combs:int=3, seeds:int=1, steps:int=1000, jobs:int=1,
+            device:str='cpu', force:bool=False) -> SimpleNamespace:
+    """Both phases on the images that a csv file lists (see `read_metadata`), below `root`, `size` x `size`
+    (0: features of a ResNet-50): `sizes` of the groups, `twins` (what phase 1 found), `results` a row for each arm,
+    `done` (see `protocol`), `images` the table with a column env"""
     for k, v in dict(combs=combs, seeds=seeds, steps=steps).items():
         if v < 1: raise BadRequest(f'{k}={v}: at least 1')
     if size < 0 or size and size < 8: raise BadRequest(f'size={size}: at least 8, or 0 for features')
     t, where = read_metadata(table), Path(root).resolve()
-    if not where.is_dir(): raise BadRequest(f'{root} is no folder: give the one that the file names in {table} begin at')
-    few = [(y, n) for y, n in t[t.split == 1].y.value_counts().reindex(range(t.y.max() + 1), fill_value=0).items() if n < 2]
-    if few: raise BadRequest(f'{table}: {few[0][1]} validation examples of class {few[0][0]}; each class needs two at least, to be in both environments')
+    if not where.is_dir():
+        raise BadRequest(f'{root} is no folder: give the one that the file names in {table} begin at')
+    few = [(y, n) for y, n in t[t.split == 1].y.value_counts().reindex(range(t.y.max() + 1), fill_value=0).items()
+           if n < 2]
+    if few:
+        raise BadRequest(f'{table}: {few[0][1]} validation examples of class {few[0][0]}; '
+                         'each class needs two at least, to be in both environments')
     if not t.y.max(): raise BadRequest(f'{table}: all examples are of class 0; there must be two classes at least')
     every, weights = max(1, steps//20), data_dir()/WEIGHTS
-    s = SimpleNamespace(kind=str(Path(table).resolve()), root=str(where), size=size, stamp=md5(table)[:8] + stamp(t.filename, where) + (md5(weights)[:8] if not size and weights.is_file() else ''), model=model or ('preact_resnet(16, stem=2)' if size >= 32 else 'preact_resnet(16)' if size else 'linear(2048)'), steps=steps//every*every, every=every,
-                        family='own', opt='adam', zero_head=True, combs=combs, seeds=seeds)
+    s = SimpleNamespace(
+        kind=str(Path(table).resolve()), root=str(where), size=size,
+        stamp=md5(table)[:8] + stamp(t.filename, where) + (md5(weights)[:8] if not size and weights.is_file() else ''),
+        model=model or ('preact_resnet(16, stem=2)' if size >= 32 else 'preact_resnet(16)' if size
+                        else 'linear(2048)'),
+        steps=steps//every*every, every=every, family='own', opt='adam', zero_head=True, combs=combs, seeds=seeds)
     annotated = t.a.max() > 0
     by = 'true' if annotated else 'xrm'
     done = protocol(s, ARMS | (ANNOTATED if annotated else {}), (by,), jobs, device, force)
     best = {k: at_best(r, by) for k, r in done.final.items()}
-    results = pd.DataFrame([dict(method=arm, **{said: np.mean([best[arm, by, k][key] for k in range(seeds)]) for said, key in {'worst group, test': 'te_wga' if annotated else 'te_xrm', 'average, test': 'te_acc', 'worst class, test': 'te_class'}.items()}) for arm in dict.fromkeys(a for a, _, _ in done.final)]).set_index('method')
+    results = pd.DataFrame([
+        dict(method=arm, **{said: np.mean([best[arm, by, k][key] for k in range(seeds)])
+                            for said, key in {'worst group, test': 'te_wga' if annotated else 'te_xrm',
+                                              'average, test': 'te_acc', 'worst class, test': 'te_class'}.items()})
+        for arm in dict.fromkeys(a for a, _, _ in done.final)]).set_index('method')
     env = np.zeros(len(t), int)
-    for name, k in SPLITS.items(): env[np.flatnonzero(t.split == k)] = done.twins[0]['env_' + dict(train='tr', val='va', test='te')[name]]
-    return SimpleNamespace(sizes=group_sizes(t), annotated=annotated, twins=done.twins[0], results=results, done=done, images=t.assign(env=env), root=where)
+    for name, k in SPLITS.items():
+        env[np.flatnonzero(t.split == k)] = done.twins[0]['env_' + dict(train='tr', val='va', test='te')[name]]
+    return SimpleNamespace(sizes=group_sizes(t), annotated=annotated, twins=done.twins[0], results=results, done=done,
+                           images=t.assign(env=env), root=where)
 
 def summary(e:SimpleNamespace) -> list:
     "What was found, in lines"
     t, flips = e.images[e.images.split == 0], e.twins['flips'][-1, 0]
     out = ['training, validation and test examples of each group:', *e.sizes.to_string().splitlines()]
-    out += [f'caution: group (y {y}, a {a}) has no training example: nobody can learn it here' for (y, a), n in e.sizes.train.items() if not n and e.sizes.loc[(y, a)].sum()]
-    out.append(f'the twins flipped {flips:.1%} of the labels; environment 1 holds {t.env.mean():.1%} of the training images, of each class ' + ', '.join(f'{v:.1%}' for v in t.groupby('y').env.mean()))
-    if e.annotated: out.append('of each annotated group in environment 1: ' + ', '.join(f'(y {y}, a {a}) {v:.1%}' for (y, a), v in t.groupby(['y', 'a']).env.mean().items()))
-    else: out.append('no attribute is annotated: the worst group is one of label and discovered environment, that is, accuracy on the mistakes of the twins')
+    out += [f'caution: group (y {y}, a {a}) has no training example: nobody can learn it here'
+            for (y, a), n in e.sizes.train.items() if not n and e.sizes.loc[(y, a)].sum()]
+    out.append(f'the twins flipped {flips:.1%} of the labels; '
+               f'environment 1 holds {t.env.mean():.1%} of the training images, of each class '
+               + ', '.join(f'{v:.1%}' for v in t.groupby('y').env.mean()))
+    if e.annotated:
+        out.append('of each annotated group in environment 1: '
+                   + ', '.join(f'(y {y}, a {a}) {v:.1%}' for (y, a), v in t.groupby(['y', 'a']).env.mean().items()))
+    else:
+        out.append('no attribute is annotated: the worst group is one of label and discovered environment, '
+                   'that is, accuracy on the mistakes of the twins')
     return out + e.results.map(lambda v: f'{v:.3f}').to_string().splitlines()
 
 def picture(e:SimpleNamespace, each:int=8, size:int=64):
@@ -64,7 +88,8 @@ def picture(e:SimpleNamespace, each:int=8, size:int=64):
             rows.append(list(rng.permutation(i)[:each]))
     flat = [i for r in rows for i in r]
     if len(flat) < each*len(rows): flat = [i for r in rows for i in (r*each)[:each]] if all(rows) else flat
-    return image_grid(read_images(t.filename[flat], e.root, size), [f'class {t.y[i]}, env {t.env[i]}' for i in flat], each, 1.)
+    return image_grid(read_images(t.filename[flat], e.root, size),
+                      [f'class {t.y[i]}, env {t.env[i]}' for i in flat], each, 1.)
 
 def leave(e:SimpleNamespace, out:Path) -> Path:
     "Write environments.csv (filename, split, y, a, env), results.csv and environments.png into the folder `out`"

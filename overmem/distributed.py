@@ -45,32 +45,42 @@ def rank() -> int:
 
 @contextlib.contextmanager
 def joined(device:str='auto'):
-    "Inside, the processes that `torchrun` has started work as one; all but the first print nothing. Without it nothing happens. `device`: auto, cpu or cuda"
+    """Inside, the processes that `torchrun` has started work as one; all but the first print nothing.
+    Without it nothing happens. `device`: auto, cpu or cuda"""
     if started() == 1:
         yield
         return
-    if device not in ('auto', 'cpu', 'cuda'): raise BadRequest(f'device {device}: under torchrun every process takes a GPU of its own; give auto, cpu or cuda')
+    if device not in ('auto', 'cpu', 'cuda'):
+        raise BadRequest(f'device {device}: under torchrun every process takes a GPU of its own; '
+                         'give auto, cpu or cuda')
     _join('nccl' if device != 'cpu' and _own_gpu() else 'gloo')
     with contextlib.redirect_stdout(open(os.devnull, 'w')) if rank() else contextlib.nullcontext():
         try: yield
         except RuntimeError as e:
             if not isinstance(e, dist.DistError) and 'gloo' not in str(e).lower(): raise
-            raise RunFailed(f'another process of this training is gone ({str(e).splitlines()[0]}); the same command goes on from the last checkpoint') from e
+            raise RunFailed(f'another process of this training is gone ({str(e).splitlines()[0]}); '
+                            'the same command goes on from the last checkpoint') from e
     dist.destroy_process_group()
 
 def _join(backend):
-    "Meet the other processes; after a restart (`torchrun --max-restarts`) at a place of its own, or one might be looked for where it was before it died"
-    store, rank, world = next(dist.rendezvous('env://', timeout=timedelta(days=1)))      # the others wait while the first waits for another command
-    store, gpu = dist.PrefixStore(os.environ['TORCHELASTIC_RESTART_COUNT'], store), torch.device('cuda', torch.cuda.current_device()) if backend == 'nccl' else None
+    """Meet the other processes; after a restart (`torchrun --max-restarts`) at a place of its own, or one might be
+    looked for where it was before it died"""
+    # the others wait while the first waits for another command
+    store, rank, world = next(dist.rendezvous('env://', timeout=timedelta(days=1)))
+    store, gpu = (dist.PrefixStore(os.environ['TORCHELASTIC_RESTART_COUNT'], store),
+                  torch.device('cuda', torch.cuda.current_device()) if backend == 'nccl' else None)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(days=1), device_id=gpu)
 
 def _own_gpu() -> bool:
     "Leave in sight the GPU of this process alone; False where there is none"
     n, mine = torch.cuda.device_count(), int(os.environ['LOCAL_RANK'])
     if not n: return False
-    if int(os.environ['LOCAL_WORLD_SIZE']) > n: raise BadRequest(f'torchrun has started more processes than there are GPUs: --nproc_per_node {n}, or --device cpu')
-    os.environ['CUDA_VISIBLE_DEVICES'] = (os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(n)))).split(',')[mine]
-    if torch.cuda.device_count() > 1: torch.cuda.set_device(mine)        # where the driver was asked before, and does not listen any more
+    if int(os.environ['LOCAL_WORLD_SIZE']) > n:
+        raise BadRequest('torchrun has started more processes than there are GPUs: '
+                         f'--nproc_per_node {n}, or --device cpu')
+    os.environ['CUDA_VISIBLE_DEVICES'] = (
+        os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(n)))).split(',')[mine]
+    if torch.cuda.device_count() > 1: torch.cuda.set_device(mine)  # where the driver, asked before, no longer listens
     return True
 
 # %% ../nbs/03_distributed.ipynb #7b73c69c
@@ -97,7 +107,7 @@ class Whole(Function):
         mine[:len(v)] = v
         shares = [torch.empty_like(mine) for _ in range(world())]
         dist.all_gather(shares, mine)
-        return torch.cat(shares)[:n].clone()                             # no view: what comes next may change it in place
+        return torch.cat(shares)[:n].clone()  # no view: what comes next may change it in place
     @staticmethod
     def backward(ctx, g): return world()*Part.apply(g), None
 
@@ -128,7 +138,8 @@ class SharedNorm(_BatchNorm):
         return torch.addcmul((self.bias - mean*scale).view(wide), h, scale.view(wide)).to(x.dtype)
     def _remember(self, mean, var):
         self.num_batches_tracked += 1
-        for old, new in ((self.running_mean, mean), (self.running_var, var)): old.lerp_(new.to(old.dtype), self.momentum)
+        for old, new in ((self.running_mean, mean), (self.running_var, var)):
+            old.lerp_(new.to(old.dtype), self.momentum)
 
 # %% ../nbs/03_distributed.ipynb #21fb9623
 class _Method(nn.Module):
@@ -139,14 +150,16 @@ class _Method(nn.Module):
 
 @contextlib.contextmanager
 def shared(model:nn.Module, objective:Objective):
-    "Inside, the work of the body of every `Net` in the model (of all of it, if it holds none) is divided among the processes; yields the objective by which they train together. In a process of its own it is the objective itself"
+    """Inside, the work of the body of every `Net` in the model (of all of it, if it holds none) is divided among the
+    processes; yields the objective by which they train together. In a process of its own it is the objective itself"""
     if not dist.is_initialized():
         yield objective
         return
     unsuitable(model)
     _same_random()
     bodies = [m.body for m in model.modules() if isinstance(m, Net)] or [model]
-    norms = {m: type(m) for body in bodies for m in body.modules() if isinstance(m, _BatchNorm)}         # one in a head sees all images anyway
+    # a batch norm in a head sees all images anyway
+    norms = {m: type(m) for body in bodies for m in body.modules() if isinstance(m, _BatchNorm)}
     hooks = [h for body in dict.fromkeys(bodies) for h in _divided(body)]
     for m in norms: m.__class__ = SharedNorm
     try:
@@ -162,13 +175,18 @@ def _divided(body) -> list:
     def before(_, args):
         n[0] = len(args[0])
         return (Part.apply(args[0]), *args[1:])
-    return [body.register_forward_pre_hook(before), body.register_forward_hook(lambda _, args, out: Whole.apply(out, n[0]))]
+    return [body.register_forward_pre_hook(before),
+            body.register_forward_hook(lambda _, args, out: Whole.apply(out, n[0]))]
 
 def unsuitable(model:nn.Module):
     "BadRequest if the network does what shares of a batch cannot do together"
     for m in model.modules():
-        if getattr(m, 'p', 0) and isinstance(m, nn.modules.dropout._DropoutNd) or getattr(m, 'dropout', 0) and isinstance(m, nn.MultiheadAttention): raise BadRequest('dropout draws numbers for one share only: train this network in one process')
-        if isinstance(m, _BatchNorm) and (m.momentum is None or not m.affine or m.running_mean is None): raise BadRequest('a batch norm without momentum, weights or running averages cannot be shared: train this network in one process')
+        if (getattr(m, 'p', 0) and isinstance(m, nn.modules.dropout._DropoutNd)
+            or getattr(m, 'dropout', 0) and isinstance(m, nn.MultiheadAttention)):
+            raise BadRequest('dropout draws numbers for one share only: train this network in one process')
+        if isinstance(m, _BatchNorm) and (m.momentum is None or not m.affine or m.running_mean is None):
+            raise BadRequest('a batch norm without momentum, weights or running averages cannot be shared: '
+                             'train this network in one process')
 
 def _same_random():
     "Every process goes on from the random state of the first"
@@ -185,7 +203,7 @@ def barrier():
 
 @contextlib.contextmanager
 def followed():
-    "In the first process: a block of work that the others do with it; they begin with a copy of what is in the folder now"
+    "In the first process: work that the others do with it; they begin with a copy of what is in the folder now"
     barrier(); barrier()
     yield
     barrier()
@@ -193,7 +211,9 @@ def followed():
 def follow(d:Path, work:Callable) -> Path:
     "In the others: `work(folder)` on a copy of folder `d`, unless the work there is done"
     barrier()
-    if not (d/'config.json').exists(): raise RunFailed(f'process {rank()} does not see what the first writes to {d}: on several nodes, data/runs must lie on a disk that they share')
+    if not (d/'config.json').exists():
+        raise RunFailed(f'process {rank()} does not see what the first writes to {d}: '
+                        'on several nodes, data/runs must lie on a disk that they share')
     with tempfile.TemporaryDirectory() as tmp:
         own = Path(shutil.copytree(d, Path(tmp)/d.name, ignore=shutil.ignore_patterns('.*')))
         barrier()

@@ -27,38 +27,52 @@ class Finding(NamedTuple):
 
 def packages() -> list:
     "Is everything installed that some command needs?"
-    need = dict(torch='everything', torchvision='data sets', papermill='overmem run', ipykernel='overmem run', safetensors='checkpoints', jupyterlab='reading (extra: lab)', nbdev='editing (extra: dev)', submitit='clusters (pip install submitit)')
+    need = dict(torch='everything', torchvision='data sets', papermill='overmem run', ipykernel='overmem run',
+                safetensors='checkpoints', jupyterlab='reading (extra: lab)', nbdev='editing (extra: dev)',
+                submitit='clusters (pip install submitit)')
     optional = ('jupyterlab', 'nbdev', 'submitit')
     def look(p, use):
         try: return Finding(p, 'ok', version(p))
-        except PackageNotFoundError: return Finding(p, 'note' if p in optional else 'missing', f'not installed; needed for {use}')
+        except PackageNotFoundError:
+            return Finding(p, 'note' if p in optional else 'missing', f'not installed; needed for {use}')
     return [look(p, use) for p, use in need.items()]
 
 def torchvision_works() -> Finding:
     "Can torchvision be imported, if need be without its compiled operators?"
     try: import_torchvision()
-    except Exception as e: return Finding('torchvision', 'missing', f'cannot be imported ({e}): install the version that matches torch {torch.__version__}')
+    except Exception as e:
+        return Finding('torchvision', 'missing',
+                       f'cannot be imported ({e}): install the version that matches torch {torch.__version__}')
     shimmed = 'torchvision' in sys.modules and not hasattr(torch.ops.torchvision, 'roi_align')
-    return Finding('torchvision', 'ok', 'imports, without compiled operators (this torch has no CUDA)' if shimmed else 'imports')
+    return Finding('torchvision', 'ok',
+                   'imports, without compiled operators (this torch has no CUDA)' if shimmed else 'imports')
 
 def devices() -> list:
     "Processor and GPU"
     bf16 = 'computes in bfloat16' if fast_bf16('cpu') else 'no fast bfloat16: float32 is used'
     out = [Finding('cpu', 'ok', f'{os.cpu_count()} cores, {torch.get_num_threads()} threads, {bf16}')]
-    if not torch.cuda.is_available(): return out + [Finding('gpu', 'note', 'none that torch can see: budgets smoke and laptop are made for this machine')]
-    return out + [Finding('gpu', 'ok', f'{torch.cuda.get_device_name(i)}, {torch.cuda.mem_get_info(i)[1]/2**30:.0f} GiB') for i in range(torch.cuda.device_count())]
+    if not torch.cuda.is_available():
+        return out + [Finding('gpu', 'note',
+                              'none that torch can see: budgets smoke and laptop are made for this machine')]
+    return out + [
+        Finding('gpu', 'ok', f'{torch.cuda.get_device_name(i)}, {torch.cuda.mem_get_info(i)[1]/2**30:.0f} GiB')
+        for i in range(torch.cuda.device_count())]
 
 def folders() -> list:
     "Can results be written, and is there room?"
     d = home()/'data' if (home()/'data').is_dir() else home()
     free = shutil.disk_usage(d).free/2**30
-    return [Finding('results', 'ok' if os.access(d, os.W_OK) else 'missing', f'{home()}/data' + ('' if os.access(d, os.W_OK) else ' cannot be written: set OVERMEM_HOME')),
+    return [Finding('results', 'ok' if os.access(d, os.W_OK) else 'missing',
+                    f'{home()}/data' + ('' if os.access(d, os.W_OK) else ' cannot be written: set OVERMEM_HOME')),
             Finding('disk', 'ok' if free > 2 else 'note', f'{free:.0f} GiB free')]
 
 def datasets() -> list:
     "Which data sets are here and whole?"
-    return [Finding(n, 'note' if t else 'ok', t or f'in {data_dir()}' if SOURCES[n].files else 'bundled with scikit-learn') for n in SOURCES for t in [trouble(n)]]
+    return [Finding(n, 'note' if t else 'ok',
+                    t or f'in {data_dir()}' if SOURCES[n].files else 'bundled with scikit-learn')
+            for n in SOURCES for t in [trouble(n)]]
 
 def examine() -> list:
     "All findings"
-    return [Finding('python', 'ok' if sys.version_info >= (3, 11) else 'missing', sys.version.split()[0]), *packages(), torchvision_works(), *devices(), *folders(), *datasets()]
+    return [Finding('python', 'ok' if sys.version_info >= (3, 11) else 'missing', sys.version.split()[0]),
+            *packages(), torchvision_works(), *devices(), *folders(), *datasets()]

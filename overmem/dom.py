@@ -24,7 +24,9 @@ from .objectives import Wrapper, reweigh
 @contextlib.contextmanager
 def frozen_stats(model):
     "In the block batch norm normalises as its mode says, and its running averages stay as they are"
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats] if isinstance(model, nn.Module) else []
+    norms = ([m for m in model.modules()
+              if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats]
+             if isinstance(model, nn.Module) else [])
     for m in norms: m.track_running_stats = False
     try: yield
     finally:
@@ -37,7 +39,8 @@ def _checked(screen):
 
 @torch.no_grad()
 def clean_losses(model, x:Tensor, y:Tensor, screen:str='train') -> Tensor:
-    "Cross-entropy (N,) of x without attack and without gradient; `screen` is 'train': whatever mode the model is in, 'frozen': the same with running averages left alone, or 'eval'"
+    """Cross-entropy (N,) of x without attack and without gradient; `screen` is 'train': whatever mode the model is in,
+    'frozen': the same with running averages left alone, or 'eval'"""
     with SCREENS[screen](model): return ce(model(x), y)
 
 def threshold(T:float|Callable, losses:Tensor) -> Tensor|float:
@@ -45,7 +48,7 @@ def threshold(T:float|Callable, losses:Tensor) -> Tensor|float:
     return T(losses) if callable(T) else T
 
 def keep(T:float|Callable, divisor:str='batch', screen:str='train') -> Callable:
-    "Rule for `reweigh`: 1 where the clean loss is at least T, else 0; with divisor='kept' scaled so that the mean is over what is kept"
+    "Rule for `reweigh`: 1 where the clean loss is at least T, else 0; divisor='kept' scales to a mean over the kept"
     def rule(model, b:Batch, t:float) -> Tensor:
         found = clean_losses(model, b.x, b.y, screen)
         w = (found >= threshold(T, found)).float()
@@ -53,13 +56,15 @@ def keep(T:float|Callable, divisor:str='batch', screen:str='train') -> Callable:
     return rule
 
 def dom_re(objective:Objective, T:float|Callable, start:float, divisor:str='batch', screen:str='train') -> Objective:
-    "DOM with removal (Lin et al. 2024, Algorithm 1): from epoch `start`, samples with clean loss below T do not count; `divisor` is 'batch' (official) or 'kept', `screen` the mode of the screening pass"
+    """DOM with removal (Lin et al. 2024, Algorithm 1): from epoch `start`, samples with clean loss below T don't count;
+    `divisor` is 'batch' (official) or 'kept', `screen` the mode of the screening pass"""
     if divisor not in ('batch', 'kept'): raise BadRequest(f"divisor='{divisor}': there are batch and kept")
     _checked(screen)
     return reweigh(objective, keep(T, divisor, screen), start)
 
 def dom_re_own(objective:Objective, T:float|Callable, start:float) -> Objective:
-    "DOM_RE by the losses of the training step itself: no pass more. For natural training, where they are the clean ones; dropping by the loss of an attacked image is another method"
+    """DOM_RE by the losses of the training step itself: no pass more.
+    For natural training, where they are the clean ones; dropping by the loss of an attacked image is another method"""
     def wrapped(model, b, t):
         step = objective(model, b, t)
         if t < start: return step
@@ -105,20 +110,24 @@ def plain(model):
     return getattr(model, '_orig_mod', model)
 
 class Snapshot:
-    "A network as it was when `take` was first called: its parameters and buffers, the state of an objective that needs them"
+    "A network as it was when `take` was first called: parameters and buffers, state of an objective that needs them"
     def __init__(self): self.state = {}
     def attach(self, model):
         "Make room for them"
-        self.state = {f'aux.{k}': v.detach().clone() for k, v in plain(model).state_dict().items()} | dict(taken=torch.zeros((), dtype=torch.bool, device=next(model.parameters()).device))
+        self.state = ({f'aux.{k}': v.detach().clone() for k, v in plain(model).state_dict().items()}
+                      | dict(taken=torch.zeros((), dtype=torch.bool, device=next(model.parameters()).device)))
     def take(self, model):
         "The first call copies the network; later ones change nothing"
         if not self.state: self.attach(model)
-        for k, v in plain(model).state_dict().items(): self.state[f'aux.{k}'].copy_(torch.where(self.state['taken'], self.state[f'aux.{k}'], v))
+        for k, v in plain(model).state_dict().items():
+            self.state[f'aux.{k}'].copy_(torch.where(self.state['taken'], self.state[f'aux.{k}'], v))
         self.state['taken'].fill_(True)
     @torch.no_grad()
     def __call__(self, model, x:Tensor) -> Tensor:
         "Its logits, in eval mode"
-        with evaluating(model): return torch.func.functional_call(plain(model), {k[4:]: v for k, v in self.state.items() if k.startswith('aux.')}, (x,))
+        with evaluating(model):
+            return torch.func.functional_call(
+                plain(model), {k[4:]: v for k, v in self.state.items() if k.startswith('aux.')}, (x,))
 
 class Group:
     "Rule for `reweigh`: 0 for the samples of a group ('original' or 'transformed'), else 1"
@@ -136,11 +145,13 @@ class Group:
         return (~self.MEMBERS[self.group](then, now)).float()
 
 def remove_group(objective:Objective, T:float, start:float, group:str='transformed') -> Objective:
-    "DOM_RE for one group of the removal study (Lin et al. 2024, section 3), by clean loss: 'original' samples are below T now and were at epoch `start`, 'transformed' ones got there since"
+    """DOM_RE for one group of the removal study (Lin et al. 2024, section 3), by clean loss:
+    'original' samples are below T now and were at epoch `start`, 'transformed' ones got there since"""
     return reweigh(objective, Group(T, group), start)
 
 class Known:
-    "Rule for `reweigh`: 0 for a sample from the first view on whose clean loss the network of the first call has below T, else 1; which they are is a state of n places"
+    """Rule for `reweigh`: 0 for a sample from the first view on whose clean loss the network of the first call
+    has below T, else 1; which they are is a state of n places"""
     def __init__(self, T:float, n:int): self.T, self.n, self.aux = T, n, Snapshot()
     @property
     def state(self) -> dict: return self.aux.state
@@ -155,13 +166,16 @@ class Known:
         return (~known).float()
 
 def remove_known(objective:Objective, T:float, start:float, n:int) -> Objective:
-    "Leave out for good, of n training images, those whose clean loss the network of epoch `start` had below T in a view drawn so far: what is remembered without training"
+    """Leave out for good, of n training images, those whose clean loss the network of epoch `start` had below T
+    in a view drawn so far: what is remembered without training"""
     return reweigh(objective, Known(T, n), start)
 
 # %% ../nbs/31_dom.ipynb #6938217f
 @torch.no_grad()
-def distract(model, x:Tensor, y:Tensor, memorized:Tensor, T:float, transform:Callable, iters:int, strength:float, last:str='accept', compound:bool=True, screen:str='train') -> Tensor:
-    "Images (N,C,H,W) with those marked in `memorized` (N,) augmented until their loss is at least T, at most `iters` times; forwards the marked ones only"
+def distract(model, x:Tensor, y:Tensor, memorized:Tensor, T:float, transform:Callable, iters:int, strength:float,
+             last:str='accept', compound:bool=True, screen:str='train') -> Tensor:
+    """Images (N,C,H,W) with those marked in `memorized` (N,) augmented until their loss is at least T,
+    at most `iters` times; forwards the marked ones only"""
     x, x0, J = x.clone(), x, memorized.nonzero()[:, 0]
     for k in range(iters):
         if not len(J): break
@@ -173,14 +187,16 @@ def distract(model, x:Tensor, y:Tensor, memorized:Tensor, T:float, transform:Cal
     return x
 
 @torch.no_grad()
-def distract_masked(model, x:Tensor, y:Tensor, memorized:Tensor, T:float, transform:Callable, iters:int, strength:float, last:str='accept', compound:bool=True, screen:str='train') -> Tensor:
-    "`distract`, with the whole batch in every forward pass: the same for a model without batch norm, and fixed in shape"
+def distract_masked(model, x:Tensor, y:Tensor, memorized:Tensor, T:float, transform:Callable, iters:int, strength:float,
+                    last:str='accept', compound:bool=True, screen:str='train') -> Tensor:
+    "`distract`, with the whole batch in every forward pass: the same for a model without batch norm, fixed in shape"
     x0 = x
     for k in range(iters):
         now = x if compound else x0
         c = transform(now).clamp(0, 1)
         ok = clean_losses(model, c, y, screen) >= T
-        x = torch.where(memorized.view(-1, *[1]*(x.dim() - 1)), _taken(ok, c, now, strength, last == 'accept' and k == iters - 1), x)
+        x = torch.where(memorized.view(-1, *[1]*(x.dim() - 1)),
+                        _taken(ok, c, now, strength, last == 'accept' and k == iters - 1), x)
         memorized = memorized & ~ok
     return x
 
@@ -189,11 +205,15 @@ def _taken(ok, c, x, strength, all_of_them):
     return c if all_of_them else torch.where(ok.view(-1, *[1]*(x.dim() - 1)), c, (1 - strength)*x + strength*c)
 
 # %% ../nbs/31_dom.ipynb #2d6f61f6
-def dom_da(objective:Objective, T:float|Callable, start:float, transform:Callable, iters:int=3, strength:float=.5, last:str='accept', compound:bool=True, screen:str='train') -> Objective:
-    "DOM with augmentation (Lin et al. 2024, Algorithm 1, as the official code has it): from epoch `start`, train on `distract`ed images; `screen` is the mode of the screening pass and of those on candidates"
-    return _distracted(objective, T, start, distract, (transform, iters, strength, last, compound), screen, 'DOM_DA forwards only the memorized images of a batch (dom_da_masked forwards all)')
+def dom_da(objective:Objective, T:float|Callable, start:float, transform:Callable, iters:int=3, strength:float=.5,
+           last:str='accept', compound:bool=True, screen:str='train') -> Objective:
+    """DOM with augmentation (Lin et al. 2024, Algorithm 1, as the official code has it): from epoch `start`,
+    train on `distract`ed images; `screen` is the mode of the screening pass and of those on candidates"""
+    return _distracted(objective, T, start, distract, (transform, iters, strength, last, compound), screen,
+                       'DOM_DA forwards only the memorized images of a batch (dom_da_masked forwards all)')
 
-def dom_da_masked(objective:Objective, T:float|Callable, start:float, transform:Callable, iters:int=3, strength:float=.5, last:str='accept', compound:bool=True, screen:str='train') -> Objective:
+def dom_da_masked(objective:Objective, T:float|Callable, start:float, transform:Callable, iters:int=3,
+                  strength:float=.5, last:str='accept', compound:bool=True, screen:str='train') -> Objective:
     "DOM_DA with whole batches in every attempt: another algorithm under batch norm, and one that a graph can record"
     return _distracted(objective, T, start, distract_masked, (transform, iters, strength, last, compound), screen)
 
@@ -208,13 +228,15 @@ def _distracted(objective, T, start, how, choices, screen, eager=''):
 
 # %% ../nbs/31_dom.ipynb #5f7aad0b
 def overlap(a, b, groups:int=10) -> np.ndarray:
-    "Share (groups,) that the k-th of `groups` equal groups by loss `a` (n,) has in common with the k-th by loss `b` (n,), lowest losses first"
+    """Share (groups,) that the k-th of `groups` equal groups by loss `a` (n,) has in common
+    with the k-th by loss `b` (n,), lowest losses first"""
     place = lambda v: np.argsort(np.argsort(v, kind='stable'), kind='stable')*groups//len(v)
     p, q = place(np.asarray(a)), place(np.asarray(b))
     return np.array([((p == g) & (q == g)).sum()/(p == g).sum() for g in range(groups)])
 
 def separation(score, low) -> float:
-    "Probability that a sample outside `low` (n,) bool has a larger score (n,) than one inside, ties counted half: the area under the ROC curve"
+    """Probability that a sample outside `low` (n,) bool has a larger score (n,) than one inside, ties counted half:
+    the area under the ROC curve"""
     return float(roc_auc_score(~np.asarray(low, bool), np.asarray(score))) if 0 < np.mean(low) < 1 else np.nan
 
 # %% ../nbs/31_dom.ipynb #2c37e4b0
@@ -225,7 +247,8 @@ _FGSM = ('adv(rs_fgsm(8/255, 10/255))', 100, 'triangle(.2, 100)')
 def _recipe(trained, how, **numbers):
     objective, epochs, lr = trained
     given = ', '.join(f'{k}={v}' for k, v in numbers.items())
-    return dict(data='cifar10', objective=f'{how}({objective}, start={epochs//2}, {given})', model='preact_resnet18()', epochs=epochs, lr=lr, bs=128, wd=5e-4, aug='crop_flip(4)', precision='fp32')
+    return dict(data='cifar10', objective=f'{how}({objective}, start={epochs//2}, {given})', model='preact_resnet18()',
+                epochs=epochs, lr=lr, bs=128, wd=5e-4, aug='crop_flip(4)', precision='fp32')
 
 _AUGMIX, _RAND = 'augmix(per_image=False)', 'randaugment(per_image=False)'
 RECIPES = dict(

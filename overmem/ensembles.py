@@ -45,9 +45,12 @@ class Named:
     def flipped(self) -> Tensor:
         "(n,) bool: the training labels that were replaced"
         at = self.at()[0]
-        return torch.isin(torch.arange(len(at)), torch.randperm(len(at), generator=torch.Generator().manual_seed(2*self.flip_seed + 1))[:round(self.flip*len(at))])
+        return torch.isin(torch.arange(len(at)), torch.randperm(
+            len(at), generator=torch.Generator().manual_seed(2*self.flip_seed + 1))[:round(self.flip*len(at))])
     def __call__(self) -> tuple:
-        if min(source(self.name).shape[1:]) % self.shrink: raise BadRequest(f'shrink={self.shrink}: does not divide images of {" x ".join(map(str, source(self.name).shape[1:]))}')
+        if min(source(self.name).shape[1:]) % self.shrink:
+            raise BadRequest(f'shrink={self.shrink}: does not divide images of '
+                             f'{" x ".join(map(str, source(self.name).shape[1:]))}')
         if not 0 <= self.flip < 1: raise BadRequest(f'flip={self.flip}: a share of the labels, below 1')
         check_classes(self.name, self.classes)
         if self.n < 0 or self.n_test < 0: raise BadRequest(f'n={self.n}, n_test={self.n_test}: cannot be negative')
@@ -55,7 +58,8 @@ class Named:
         if self.shrink > 1: tr, te = shrink(tr, self.shrink), shrink(te, self.shrink)
         tr, te = (Images(v.x, renumbered(v.y, self.classes)) for v in (tr, te))
         if not self.flip: return tr, te
-        other = 1 + torch.randint(self.K - 1, (len(tr.y),), generator=torch.Generator().manual_seed(2*self.flip_seed + 2))
+        other = 1 + torch.randint(self.K - 1, (len(tr.y),),
+                                  generator=torch.Generator().manual_seed(2*self.flip_seed + 2))
         return Images(tr.x, torch.where(self.flipped(), (tr.y + other) % self.K, tr.y)), te
     def whole(self) -> tuple:
         "The whole (train, test) sets"
@@ -98,12 +102,14 @@ class Outcomes(NamedTuple):
     test_conf: np.ndarray
 
 # %% ../nbs/39_ensembles.ipynb #35568d2b
-def fitted(build:Callable, r:Recipe, tr:Images, idx:Tensor, seed:int, record:Callable|None=None, after_epoch=()) -> nn.Module:
+def fitted(build:Callable, r:Recipe, tr:Images, idx:Tensor, seed:int, record:Callable|None=None,
+           after_epoch=()) -> nn.Module:
     "A network trained on the images at positions idx"
     seed_all(seed)
     model = build().to(r.device, memory_format=torch.channels_last)
     loader = TensorLoader(*tr, bs=r.bs, idx=idx.to(tr.y.device), aug=make(r.aug) if r.aug else None)
-    return fit(model, loader, _objective(r, model), sgd(model, r.momentum, r.wd), make(r.lr), r.epochs, record, after_epoch, r.precision, r.capture)
+    return fit(model, loader, _objective(r, model), sgd(model, r.momentum, r.wd), make(r.lr), r.epochs, record,
+               after_epoch, r.precision, r.capture)
 
 def _objective(r, model): return attached(moved(as_objective(r.objective), r.device), model)
 
@@ -123,7 +129,8 @@ def outcomes_of(model, tr:Images, te:Images, r:Recipe) -> Outcomes:
 
 def by_networks(build, r, tr, te, mask, seeds) -> Outcomes:
     "Engine: one network after another; mask (k,n) bool, seeds (k,)"
-    found = [outcomes_of(fitted(build, r, tr, torch.from_numpy(np.flatnonzero(m)), s), tr, te, r) for m, s in zip(mask, seeds)]
+    found = [outcomes_of(fitted(build, r, tr, torch.from_numpy(np.flatnonzero(m)), s), tr, te, r)
+             for m, s in zip(mask, seeds)]
     return Outcomes(*(np.stack(v) for v in zip(*found)))
 
 # %% ../nbs/39_ensembles.ipynb #f7934609
@@ -137,14 +144,16 @@ class Many(nn.Module):
         self.names = [*params]
         self.weights = nn.ParameterList([nn.Parameter(v.detach()) for v in params.values()])
         for k, v in buffers.items(): self.register_buffer(k.replace('.', '/'), v)
-        self.one = [deepcopy(nets[0]).to('meta')]                        # in a list, so that its weights are not taken for ours
+        self.one = [deepcopy(nets[0]).to('meta')]  # in a list, so that its weights are not taken for ours
     def train(self, mode:bool=True):
         self.one[0].train(mode)
         return super().train(mode)
     def forward(self, x:Tensor) -> Tensor:
-        state = dict(zip(self.names, self.weights)), {k.replace('/', '.'): v for k, v in self.named_buffers(recurse=False)}
+        state = (dict(zip(self.names, self.weights)),
+                 {k.replace('/', '.'): v for k, v in self.named_buffers(recurse=False)})
         shared = x.dim() == self.dim
-        return vmap(lambda p, b, v: functional_call(self.one[0], (p, b), (v,)), (0, 0, None if shared else 0), randomness='different')(*state, x)
+        return vmap(lambda p, b, v: functional_call(self.one[0], (p, b), (v,)), (0, 0, None if shared else 0),
+                    randomness='different')(*state, x)
 
 class ManyLoader(TensorLoader):
     "Batches for `Many`: the models' own, side by side; idx is a list of M position tensors"
@@ -169,13 +178,15 @@ def by_many(build, r, tr, te, mask, seeds) -> Outcomes:
         nets.append(build())
     model = Many(nets, tr.x.dim()).to(r.device)
     loader = ManyLoader(*tr, [torch.from_numpy(np.flatnonzero(m)) for m in mask], r.bs, make(r.aug) if r.aug else None)
-    fit(model, loader, _objective(r, model), sgd(model, r.momentum, r.wd), make(r.lr), r.epochs, precision=r.precision, capture=r.capture)
+    fit(model, loader, _objective(r, model), sgd(model, r.momentum, r.wd), make(r.lr), r.epochs, precision=r.precision,
+        capture=r.capture)
     return outcomes_of(model, tr, te, r)
 
 # %% ../nbs/39_ensembles.ipynb #e8be9775
 def by_nearest(build, r, tr, te, mask, seeds) -> Outcomes:
     "Engine: the nearest training example of the subset decides"
-    near, near_te = _neighbours(digest(dict(tr=tr.x, te=te.x)), lambda: (neighbours(tr.x).cpu(), neighbours(tr.x, te.x).cpu()))
+    near, near_te = _neighbours(digest(dict(tr=tr.x, te=te.x)),
+                                lambda: (neighbours(tr.x).cpu(), neighbours(tr.x, te.x).cpu()))
     a = nearest_outcomes(near, tr.y.cpu(), tr.y.cpu(), mask) | mask
     b = nearest_outcomes(near_te, tr.y.cpu(), te.y.cpu(), mask)
     return Outcomes(a.astype(np.int8), b.astype(np.int8), a.astype(np.float16), b.astype(np.float16))

@@ -20,27 +20,34 @@ from .strong import checked, clean_logits
 # %% ../nbs/21_evaluate.ipynb #ab23af23
 def correct(model, x:Tensor, y:Tensor, attack:Attack=no_attack, bs:int=500, seed:int=0) -> Tensor:
     "(n,) bool: image still right under `attack`. x (n,C,H,W) bytes or [0,1]; `seed` draws the random starts"
-    with evaluating(model), seeded(seed): return torch.cat([_right(model, floats(xb), yb, attack) for xb, yb in zip(x.split(bs), y.split(bs))])
+    with evaluating(model), seeded(seed):
+        return torch.cat([_right(model, floats(xb), yb, attack) for xb, yb in zip(x.split(bs), y.split(bs))])
 
 def _right(model, x, y, attack):
     if attack is not no_attack: x = x + attack(model, x, y)
     with torch.no_grad(): return model(x).argmax(1) == y
 
 @torch.no_grad()
-def outcomes(model, x:Tensor, y:Tensor, attack:Attack=no_attack, aug:Callable|None=None, bs:int=500, seed:int=0) -> tuple:
-    "(cross-entropy (n,), right (n,) bool) of every image under `attack`, of a view drawn by `aug`, in eval mode; `seed` draws views, the same ones for every attack, and random starts"
+def outcomes(model, x:Tensor, y:Tensor, attack:Attack=no_attack, aug:Callable|None=None, bs:int=500,
+             seed:int=0) -> tuple:
+    """(cross-entropy (n,), right (n,) bool) of every image under `attack`, of a view drawn by `aug`, in eval mode;
+    `seed` draws views, the same ones for every attack, and random starts"""
     def one(k, x, y):
         if aug is not None:
             with seeded((seed << 20) + k): x = aug(x)
         with torch.enable_grad(): delta = attack(model, x, y)
         z = model(x + delta)
         return ce(z, y), z.argmax(1) == y
-    with evaluating(model), seeded(seed): return tuple(map(torch.cat, zip(*(one(k, floats(xb), yb) for k, (xb, yb) in enumerate(zip(x.split(bs), y.split(bs)))))))
+    with evaluating(model), seeded(seed):
+        return tuple(map(torch.cat, zip(*(
+            one(k, floats(xb), yb) for k, (xb, yb) in enumerate(zip(x.split(bs), y.split(bs)))))))
 
 def evaluate(model, x:Tensor, y:Tensor, attacks:dict, bs:int=500, seed:int=0) -> dict:
-    "{'clean': (n,) bool, name: (n,) bool, ...}: an image counts as robust if it is right clean *and* under the attack. Bad images, labels or logits: BadRequest, in one line"
+    """{'clean': (n,) bool, name: (n,) bool, ...}: robust is an image that is right clean *and* under the attack.
+    Bad images, labels or logits: BadRequest, in one line"""
     if attacks: checked(x, y)
-    with evaluating(model), seeded(seed): clean = torch.cat([clean_logits(model, floats(xb), yb) for xb, yb in zip(x.split(bs), y.split(bs))])
+    with evaluating(model), seeded(seed):
+        clean = torch.cat([clean_logits(model, floats(xb), yb) for xb, yb in zip(x.split(bs), y.split(bs))])
     ok = dict(clean=clean.argmax(1) == y)
     return ok | {name: ok['clean'] & correct(model, x, y, a, bs, seed) for name, a in attacks.items()}
 
@@ -63,7 +70,8 @@ def worst_group_acc(ok:Tensor, g:Tensor) -> float:
 
 # %% ../nbs/21_evaluate.ipynb #93552c82
 def suspicious_model(model, x:Tensor, y:Tensor) -> list:
-    "Sentences about outputs and gradients that weaken attacks; looks at the first 64 images x (n,C,H,W), labels y (n,), with the model in eval mode"
+    """Sentences about outputs and gradients that weaken attacks.
+    Looks at the first 64 images x (n,C,H,W), labels y (n,), with the model in eval mode"""
     trains = isinstance(model, torch.nn.Module) and any(m.training for m in model.modules())
     said = ['the model is in train mode: its answers depend on the other images of a batch'] if trains else []
     with evaluating(model): return said + _suspicious(model, floats(x[:64]), y[:64])
@@ -73,9 +81,15 @@ def _suspicious(model, x, y):
     with torch.no_grad(): z, again = model(x), model(x)
     if z.min() >= 0 and torch.allclose(z.sum(1), torch.ones(len(z), device=z.device), atol=1e-3):
         said.append('the model returns probabilities, not logits: cross-entropy attacks on it are weak')
-    if not torch.equal(z, again): said.append('the model answers differently to the same images: attacks see a moving target, and should average over its randomness')
-    if not 0 <= x.min() <= x.max() <= 1: said.append('inputs leave [0,1]: the radius does not mean what it says; is the normalisation outside the model?')
-    elif accuracy(z.argmax(1) == y) <= at_chance(z.shape[1], len(x)): said.append('clean accuracy is at chance: does the model expect normalised images? The normalisation belongs inside')
+    if not torch.equal(z, again):
+        said.append('the model answers differently to the same images: '
+                    'attacks see a moving target, and should average over its randomness')
+    if not 0 <= x.min() <= x.max() <= 1:
+        said.append('inputs leave [0,1]: the radius does not mean what it says; '
+                    'is the normalisation outside the model?')
+    elif accuracy(z.argmax(1) == y) <= at_chance(z.shape[1], len(x)):
+        said.append('clean accuracy is at chance: does the model expect normalised images? '
+                    'The normalisation belongs inside')
     return said + flat_gradients(model, x, y)
 
 def at_chance(classes:int, n:int) -> float:
@@ -85,8 +99,10 @@ def at_chance(classes:int, n:int) -> float:
 def flat_gradients(model, x:Tensor, y:Tensor) -> list:
     "A sentence if the input gradient of many images is exactly zero, or there is none"
     try: still = (input_grad(model, x, y, torch.zeros_like(x)).flatten(1) == 0).all(1)
-    except RuntimeError: return ['the model has no input gradients: only attacks without gradients (square) say anything']
-    return [f'{accuracy(still):.0%} of the input gradients are exactly zero: attacks by gradient have nothing to follow there'] if accuracy(still) > .05 else []
+    except RuntimeError:
+        return ['the model has no input gradients: only attacks without gradients (square) say anything']
+    return [f'{accuracy(still):.0%} of the input gradients are exactly zero: '
+            'attacks by gradient have nothing to follow there'] if accuracy(still) > .05 else []
 
 # %% ../nbs/21_evaluate.ipynb #24d84397
 STRONGER = ('fgsm', 'pgd10', 'pgd20', 'pgd50x10', 'aa')                  # each at least as strong as those before it
@@ -96,21 +112,31 @@ def suspicious_results(ok:dict, slack:float=.02) -> list:
     acc, said = {k: accuracy(v) for k, v in ok.items()}, []
     ladder = [k for k in STRONGER if k in acc]
     for a, b in zip(ladder, ladder[1:]):
-        if acc[b] > acc[a] + slack: said.append(f'{b} leaves more images right ({acc[b]:.2f}) than the weaker {a} ({acc[a]:.2f}): gradients are masked')
-        if a != 'fgsm' and acc[b] < acc[a] - 5*slack: said.append(f'{b} breaks many more images than {a} ({acc[b]:.2f} against {acc[a]:.2f}): {a} is too weak here' + ('' if b == 'aa' else ', and there may be more to break'))
+        if acc[b] > acc[a] + slack:
+            said.append(f'{b} leaves more images right ({acc[b]:.2f}) than the weaker {a} ({acc[a]:.2f}): '
+                        'gradients are masked')
+        if a != 'fgsm' and acc[b] < acc[a] - 5*slack:
+            said.append(f'{b} breaks many more images than {a} ({acc[b]:.2f} against {acc[a]:.2f}): '
+                        f'{a} is too weak here' + ('' if b == 'aa' else ', and there may be more to break'))
     for a in ('pgd20', 'pgd50x10', 'apgd_ce', 'apgd_t'):
         if {a, 'square'} <= acc.keys() and accuracy(ok[a] & ~ok['square']) > slack:
-            said.append(f"square, which needs no gradients, breaks {accuracy(~ok['square'][ok[a]]):.0%} of the images that stand under {a}: gradients are masked")
+            said.append(f"square, which needs no gradients, breaks {accuracy(~ok['square'][ok[a]]):.0%} "
+                        f"of the images that stand under {a}: gradients are masked")
     best = min((k for k in STRONGER[1:] if k in acc), key=acc.get, default=None)
-    if best and 'fgsm' in acc and acc['fgsm'] > 2*acc[best] + .05: said.append(f"FGSM accuracy {acc['fgsm']:.2f} against {acc[best]:.2f} under {best}: catastrophic overfitting")
+    if best and 'fgsm' in acc and acc['fgsm'] > 2*acc[best] + .05:
+        said.append(f"FGSM accuracy {acc['fgsm']:.2f} against {acc[best]:.2f} under {best}: catastrophic overfitting")
     return said
 
 def suspicious_parts(by:Tensor, attacks:tuple, slack:float=.02) -> list:
-    "A sentence if Square broke many images that the attacks before it in an ensemble had left; by (n,) which of `attacks` broke an image, -1 none, -2 wrong without attack"
+    """A sentence if Square broke many images that the attacks before it in an ensemble had left;
+    by (n,) which of `attacks` broke an image, -1 none, -2 wrong without attack"""
     k = attacks.index('square') if 'square' in attacks else 0
     left, fell = ((by == -1) | (by >= k)), by == k
-    return [f'square, which needs no gradients, breaks {accuracy(fell[left]):.0%} of what {", ".join(attacks[:k])} leave: gradients are masked'] if k and accuracy(fell) > slack else []
+    return [f'square, which needs no gradients, breaks {accuracy(fell[left]):.0%} of what '
+            f'{", ".join(attacks[:k])} leave: gradients are masked'] if k and accuracy(fell) > slack else []
 
 def warnings(model, x:Tensor, y:Tensor, ok:dict, by:Tensor|None=None, attacks:tuple=()) -> list:
-    "Sentences about why a robust accuracy in `ok` is not to be believed; x (n,C,H,W), y (n,); `by` and `attacks` as an ensemble returns them"
-    return suspicious_model(model, x, y) + suspicious_results(ok) + (suspicious_parts(by, attacks) if by is not None else [])
+    """Sentences about why a robust accuracy in `ok` is not to be believed; x (n,C,H,W), y (n,);
+    `by` and `attacks` as an ensemble returns them"""
+    return (suspicious_model(model, x, y) + suspicious_results(ok)
+            + (suspicious_parts(by, attacks) if by is not None else []))

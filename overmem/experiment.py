@@ -48,7 +48,7 @@ def region(rule:str) -> tuple:
     return (v, math.inf) if '>' in m[1] else (-math.inf, v)
 
 def interval(values, level:float=.95) -> tuple:
-    "(mean, std, n, low, high): Student's t confidence interval of the mean; a single value or equal values give a point"
+    "(mean, std, n, low, high): Student's t confidence interval of the mean; one value or equal values give a point"
     v = np.asarray(values, float)
     v = v[~np.isnan(v)]
     if not len(v): return math.nan, math.nan, 0, math.nan, math.nan
@@ -57,7 +57,8 @@ def interval(values, level:float=.95) -> tuple:
     return mean, std, len(v), mean - half, mean + half
 
 def judge(low:float, high:float, confirmed:str, refuted:str|None=None) -> str:
-    "Verdict of one rule on a confidence interval, as if on the paper's own data and network; without `refuted`, the rule can't refute"
+    """Verdict of one rule on a confidence interval, as if on the paper's own data and network;
+    without `refuted`, the rule can't refute"""
     def inside(r):
         if r is None: return False
         a, b = region(r)
@@ -76,7 +77,8 @@ def ratio_interval(values) -> tuple:
 
 # %% ../nbs/40_experiment.ipynb #1df91f05
 def judge_counts(a:int, n_a:int, b:int, n_b:int, level:float=.05) -> tuple:
-    "(verdict, p) on 'happens in all of a and in none of b': Fisher's exact test, two-sided; refuted when most of both or few of both do"
+    """(verdict, p) on 'happens in all of a and in none of b': Fisher's exact test, two-sided;
+    refuted when most of both or few of both do"""
     p = float(stats.fisher_exact([[a, n_a - a], [b, n_b - b]])[1])
     clean, more = a == n_a and b == 0, a/n_a > b/n_b
     if more and p <= level: return ('reproduced' if clean else 'direction only'), p
@@ -85,75 +87,103 @@ def judge_counts(a:int, n_a:int, b:int, n_b:int, level:float=.05) -> tuple:
     return ('not reproduced' if same or not more and p <= level else 'not testable at this budget'), p
 
 def judge_never(k:int, n:int, rate:float=.05, level:float=.05) -> tuple:
-    "(verdict, p) on 'it never happens', when it happened k times of n: reproduced if never in five or more; refuted when something as rare as `rate` would hardly happen so often (binomial tail p)"
+    """(verdict, p) on 'it never happens', when it happened k times of n: reproduced if never in five or more;
+    refuted when something as rare as `rate` would hardly happen so often (binomial tail p)"""
     p = float(stats.binom.sf(k - 1, n, rate))
-    return ('not reproduced' if p <= level else 'not testable at this budget' if k else 'reproduced' if n >= 5 else 'direction only'), p
+    return ('not reproduced' if p <= level else 'not testable at this budget' if k
+            else 'reproduced' if n >= 5 else 'direction only'), p
 
 # %% ../nbs/40_experiment.ipynb #8227c9ce
 ORDER = {v: k for k, v in enumerate(('reproduced', 'direction only', 'not testable at this budget', 'not reproduced'))}
 
 def decide(claim:dict, values:dict, data:str, arch:str, own_setting:bool, controls:dict|None=None, note:str='') -> dict:
-    """One row of verdict.json. `claim` has spec, id, claim and rules {quantity: (confirmed, refuted, paper value or None)}; `values` {quantity: value of each seed};
-    `own_setting` says whether data and network are the paper's; `controls` {sentence: held?}"""
+    """One row of verdict.json.
+    `claim` has spec, id, claim and rules {quantity: (confirmed, refuted, paper value or None)};
+    `values` {quantity: value of each seed}; `controls` {sentence: held?};
+    `own_setting` says whether data and network are the paper's"""
     stat = {q: (ratio_interval if claim.get('ratios') else interval)(values[q]) for q in claim['rules']}
     verdicts = {q: judge(*stat[q][3:], *rule[:2]) for q, rule in claim['rules'].items()}
     q = max(verdicts, key=lambda q: ORDER[verdicts[q]])                  # the weakest; of equals the first
     confirmed, refuted, paper = claim['rules'][q]
     said = lambda yes, no: f'confirmed {yes}' + (f', refuted {no}' if no else '')
     also = [f'{k}: {_pm(stat[k])}, {said(*r[:2])}' for k, r in claim['rules'].items() if k != q]
-    threshold = f"{said(confirmed, refuted)}; 95% interval of the {'geometric ' if claim.get('ratios') else ''}mean over {claim.get('over', 'seeds')}: {stat[q][3]:.4g} to {stat[q][4]:.4g}"
+    threshold = (f"{said(confirmed, refuted)}; 95% interval of the {'geometric ' if claim.get('ratios') else ''}mean "
+                 f"over {claim.get('over', 'seeds')}: {stat[q][3]:.4g} to {stat[q][4]:.4g}")
     row = _row(claim, q, *stat[q][:3], paper, threshold, data, arch, also + [note])
     return _settle(row, verdicts[q], min(s[2] for s in stat.values()), own_setting, controls)
 
-def decide_counts(claim:dict, quantity:str, a, b, data:str, arch:str, own_setting:bool, controls:dict|None=None, note:str='') -> dict:
+def decide_counts(claim:dict, quantity:str, a, b, data:str, arch:str, own_setting:bool, controls:dict|None=None,
+                  note:str='') -> dict:
     "One row of verdict.json for 'happens in all of a, in none of b'; a and b are bool for each seed"
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     verdict, p = judge_counts(a.sum(), len(a), b.sum(), len(b))
-    said = f'{a.sum()} of {len(a)} against {b.sum()} of {len(b)} (95% intervals of the shares {_share(a)} and {_share(b)}), Fisher p = {p:.3g}'
-    row = _row(claim, quantity, a.mean() - b.mean(), None, min(len(a), len(b)), None, "confirmed: in all against none, Fisher's exact p <= .05; refuted: both or neither", data, arch, [said, note])
+    said = (f'{a.sum()} of {len(a)} against {b.sum()} of {len(b)} (95% intervals of the shares '
+            f'{_share(a)} and {_share(b)}), Fisher p = {p:.3g}')
+    row = _row(claim, quantity, a.mean() - b.mean(), None, min(len(a), len(b)), None,
+               "confirmed: in all against none, Fisher's exact p <= .05; refuted: both or neither",
+               data, arch, [said, note])
     return _settle(row, verdict, min(len(a), len(b)), own_setting, controls)
 
-def decide_never(claim:dict, quantity:str, happened, data:str, arch:str, own_setting:bool, controls:dict|None=None, note:str='') -> dict:
+def decide_never(claim:dict, quantity:str, happened, data:str, arch:str, own_setting:bool, controls:dict|None=None,
+                 note:str='') -> dict:
     "One row of verdict.json for 'it never happens'; happened is bool for each seed"
     v = np.asarray(happened, bool)
     verdict, p = judge_never(v.sum(), len(v))
-    row = _row(claim, quantity, v.mean(), None, len(v), None, 'confirmed: in none of five seeds or more; refuted: in so many that a rate of 5% gives p <= .05', data, arch, [f'{v.sum()} of {len(v)} (95% interval of the share {_share(v)}), p = {p:.3g} if it happened in one of twenty', note])
+    row = _row(claim, quantity, v.mean(), None, len(v), None,
+               'confirmed: in none of five seeds or more; refuted: in so many that a rate of 5% gives p <= .05',
+               data, arch, [f'{v.sum()} of {len(v)} (95% interval of the share {_share(v)}), '
+                            f'p = {p:.3g} if it happened in one of twenty', note])
     return _settle(row, verdict, len(v), own_setting, controls)
 
 def _pm(s): return f'{s[0]:.4g} ± {s[1]:.2g} ({s[2]})'
 
-def _share(happened): return '{:.2f} to {:.2f}'.format(*stats.binomtest(int(happened.sum()), len(happened)).proportion_ci())       # exact, by Clopper and Pearson
+def _share(happened):  # exact, by Clopper and Pearson
+    return '{:.2f} to {:.2f}'.format(*stats.binomtest(int(happened.sum()), len(happened)).proportion_ci())
 
 def _row(claim, quantity, value, std, n, paper, threshold, data, arch, notes):
     num = lambda v: None if v is None or not math.isfinite(v) else float(f'{v:.6g}')
-    return dict(spec=claim['spec'], id=claim['id'], claim=claim['claim'], quantity=quantity, value=num(value), std=num(std), n=int(n), paper=paper, threshold=threshold,
-                data=data, arch=arch, verdict=None, note='; '.join(t for t in notes if t))
+    return dict(spec=claim['spec'], id=claim['id'], claim=claim['claim'], quantity=quantity, value=num(value),
+                std=num(std), n=int(n), paper=paper, threshold=threshold, data=data, arch=arch, verdict=None,
+                note='; '.join(t for t in notes if t))
 
 def _settle(row, verdict, n, own_setting, controls):
     failed = [s for s, held in (controls or {}).items() if not held]
-    if failed: verdict, row['note'] = 'not testable at this budget', f"control failed: {', '.join(failed)}. {row['note']}".strip()
-    elif n < 3: verdict, row['note'] = 'not testable at this budget', f"{n} seed{'s' if n != 1 else ''}, three are needed. {row['note']}".strip()
-    elif verdict == 'not testable at this budget': row['note'] = f"the interval reaches what would refute, and more. {row['note']}".strip()
-    elif verdict == 'reproduced' and not own_setting: verdict, row['note'] = 'direction only', f"the rule is met, though not in the paper's own setting. {row['note']}".strip()
+    if failed:
+        verdict, row['note'] = ('not testable at this budget',
+                                f"control failed: {', '.join(failed)}. {row['note']}".strip())
+    elif n < 3:
+        verdict, row['note'] = ('not testable at this budget',
+                                f"{n} seed{'s' if n != 1 else ''}, three are needed. {row['note']}".strip())
+    elif verdict == 'not testable at this budget':
+        row['note'] = f"the interval reaches what would refute, and more. {row['note']}".strip()
+    elif verdict == 'reproduced' and not own_setting:
+        verdict, row['note'] = ('direction only',
+                                f"the rule is met, though not in the paper's own setting. {row['note']}".strip())
     elif verdict == 'direction only': row['note'] = f"not refuted, but the rule is not met. {row['note']}".strip()
     return dict(row, verdict=verdict)
 
 # %% ../nbs/40_experiment.ipynb #199ee41e
 COLUMNS = ['dataset', 'arch', 'paradigm', 'method', 'metric', 'mean', 'std', 'n', 'paper_value', 'paper_std', 'diff']
 
-def table_row(dataset, arch, paradigm, method, metric, values, paper_value=None, paper_std=None, own_setting:bool=True) -> dict:
+def table_row(dataset, arch, paradigm, method, metric, values, paper_value=None, paper_std=None,
+              own_setting:bool=True) -> dict:
     "One row of table.csv from the values of each seed; a difference to the paper's value only if `own_setting`"
     mean, std, n, _, _ = interval(values)
-    return dict(zip(COLUMNS, (dataset, arch, paradigm, method, metric, mean, std if n > 1 else None, n, paper_value, paper_std, mean - paper_value if own_setting and paper_value is not None else None)))
+    return dict(zip(COLUMNS, (
+        dataset, arch, paradigm, method, metric, mean, std if n > 1 else None, n, paper_value, paper_std,
+        mean - paper_value if own_setting and paper_value is not None else None)))
 
 def readable(table:pd.DataFrame) -> pd.DataFrame:
-    "Methods down (below data sets and networks, if there are several), metrics across, each cell `mean ± std (n)` and the paper's value after a bar"
+    """Methods down (below data sets and networks, if there are several), metrics across;
+    each cell is `mean ± std (n)` and, after a bar, the paper's value"""
     def cell(r):
-        spread, paper = '' if pd.isna(r['std']) else f" ± {r['std']:.3f}", 'not reported' if pd.isna(r['paper_value']) else f"{r['paper_value']:.3f}"
+        spread, paper = ('' if pd.isna(r['std']) else f" ± {r['std']:.3f}",
+                         'not reported' if pd.isna(r['paper_value']) else f"{r['paper_value']:.3f}")
         return f"{r['mean']:.3f}{spread} ({r['n']}) | {paper}"
     t = table.assign(cell=table.apply(cell, axis=1))
     rows = [k for k in ('dataset', 'arch') if t[k].nunique() > 1] + ['paradigm', 'method']
-    return t.pivot(index=rows, columns='metric', values='cell').reindex(pd.unique(t.metric), axis=1).fillna('').reindex(pd.MultiIndex.from_frame(t[rows].drop_duplicates()))
+    return t.pivot(index=rows, columns='metric', values='cell').reindex(pd.unique(t.metric), axis=1).fillna('').reindex(
+        pd.MultiIndex.from_frame(t[rows].drop_duplicates()))
 
 # %% ../nbs/40_experiment.ipynb #74bd749c
 def code_version() -> str:
@@ -163,39 +193,52 @@ def code_version() -> str:
     def git(*a): return subprocess.run(['git', *a], cwd=clone, capture_output=True, text=True, timeout=20)
     try: sha, dirty = git('rev-parse', '--short=12', 'HEAD'), git('status', '--porcelain', '--', 'overmem', 'nbs')
     except (OSError, subprocess.TimeoutExpired): return version('overmem')
-    return version('overmem') if sha.returncode else f"{version('overmem')} {sha.stdout.strip()}{'+' if dirty.stdout.strip() else ''}"
+    return (version('overmem') if sha.returncode
+            else f"{version('overmem')} {sha.stdout.strip()}{'+' if dirty.stdout.strip() else ''}")
 
 def device_name(kind:str) -> str:
     "What people call the device: the GPU's name, or the processor and its cores"
     if kind.startswith('cuda'): return torch.cuda.get_device_name(kind)
-    cpu = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), '') if Path('/proc/cpuinfo').exists() else ''
+    cpu = (next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines()
+                 if l.startswith('model name')), '') if Path('/proc/cpuinfo').exists() else '')
     return f'{cpu or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
 
 class Results:
     "Collects what an experiment leaves behind; made at its start, so that it can tell how long the whole took"
     def __init__(self, experiment:dict, budget:str, device:str='auto', custom=(), **parameters):
-        self.name, self.claims, self.budget, self.parameters = experiment['name'], {c['id']: dict(c, spec=experiment['paper']) for c in experiment['claims']}, budget, parameters
-        self.device, self.custom, self.began, self.verdicts, self.stand_in = find_device(device), list(custom), time.time(), [], False
+        self.name, self.claims, self.budget, self.parameters = (
+            experiment['name'], {c['id']: dict(c, spec=experiment['paper']) for c in experiment['claims']},
+            budget, parameters)
+        self.device, self.custom, self.began, self.verdicts, self.stand_in = (
+            find_device(device), list(custom), time.time(), [], False)
         self.folder = results_dir()/self.name/('custom' if custom else budget)
         writable(self.folder.parent)
     def decide(self, id:str, values:dict, data:str, arch:str, own_setting:bool, controls:dict|None=None, note:str=''):
         "Apply the rules of claim `id`; at smoke nothing is claimed"
         self._add(decide(self.claims[id], values, data, arch, own_setting, controls, note))
-    def decide_counts(self, id:str, quantity:str, a, b, data:str, arch:str, own_setting:bool, controls:dict|None=None, note:str=''):
+    def decide_counts(self, id:str, quantity:str, a, b, data:str, arch:str, own_setting:bool, controls:dict|None=None,
+                      note:str=''):
         "Apply Fisher's test to claim `id`: happens in all of a, in none of b"
         self._add(decide_counts(self.claims[id], quantity, a, b, data, arch, own_setting, controls, note))
-    def decide_never(self, id:str, quantity:str, happened, data:str, arch:str, own_setting:bool, controls:dict|None=None, note:str=''):
+    def decide_never(self, id:str, quantity:str, happened, data:str, arch:str, own_setting:bool,
+                     controls:dict|None=None, note:str=''):
         "Apply the binomial rule to claim `id`: it never happens"
         self._add(decide_never(self.claims[id], quantity, happened, data, arch, own_setting, controls, note))
     def untestable(self, id:str, quantity:str, why:str, data:str, arch:str):
         "Say of claim `id` that this budget can't test it, and why"
-        self._add(dict(_row(self.claims[id], quantity, None, None, 0, None, 'none applied', data, arch, [why]), verdict='not testable at this budget'))
+        self._add(dict(_row(self.claims[id], quantity, None, None, 0, None, 'none applied', data, arch, [why]),
+                       verdict='not testable at this budget'))
     def _add(self, row):
-        if self.custom: row = dict(row, verdict='not testable at this budget', note=f"{', '.join(self.custom)} not as the budget says. {row['note']}".strip())
-        elif self.budget == 'smoke': row = dict(row, verdict='not testable at this budget', note=f"smoke only shows that every step runs. {row['note']}".strip())
+        if self.custom:
+            row = dict(row, verdict='not testable at this budget',
+                       note=f"{', '.join(self.custom)} not as the budget says. {row['note']}".strip())
+        elif self.budget == 'smoke':
+            row = dict(row, verdict='not testable at this budget',
+                       note=f"smoke only shows that every step runs. {row['note']}".strip())
         self.verdicts.append(row)
     def save(self, table:pd.DataFrame, fig, seeds, images:int, process_seconds:float|None=None) -> pd.DataFrame:
-        "Write the folder of results, whole; returns the verdicts as a table. `process_seconds` is what the training runs took, those of an earlier call included"
+        """Write the folder of results, whole; returns the verdicts as a table.
+        `process_seconds` is what the training runs took, those of an earlier call included"""
         missing = set(self.claims) - {v['id'] for v in self.verdicts}
         if missing: raise BadRequest(f"{self.name}: no verdict on {', '.join(sorted(missing))}")
         with replacing(self.folder) as tmp:
@@ -205,8 +248,12 @@ class Results:
             fig.savefig(tmp/'figure.png')
             (tmp/'verdict.json').write_text(json.dumps(self.verdicts, indent=1, ensure_ascii=False) + '\n')
             (tmp/'run.json').write_text(json.dumps(self._about(seeds, images, process_seconds), indent=1) + '\n')
-        return pd.DataFrame(self.verdicts, columns=['id', 'claim', 'quantity', 'value', 'std', 'n', 'paper', 'threshold', 'verdict', 'note']).set_index('id')
+        return pd.DataFrame(self.verdicts, columns=[
+            'id', 'claim', 'quantity', 'value', 'std', 'n', 'paper', 'threshold', 'verdict', 'note']).set_index('id')
     def _about(self, seeds, images, process_seconds):
-        return dict(experiment=self.name, budget=self.budget, parameters=self.parameters, seeds=list(seeds), stand_in=self.stand_in, code_version=code_version(),
-                    libraries={p: version(p) for p in ('torch', 'torchvision', 'numpy')}, python=platform.python_version(), device=device_name(self.device),
-                    wall_seconds=round(time.time() - self.began, 1), process_seconds=process_seconds and round(process_seconds, 1), images_trained=int(images))
+        return dict(experiment=self.name, budget=self.budget, parameters=self.parameters, seeds=list(seeds),
+                    stand_in=self.stand_in, code_version=code_version(),
+                    libraries={p: version(p) for p in ('torch', 'torchvision', 'numpy')},
+                    python=platform.python_version(), device=device_name(self.device),
+                    wall_seconds=round(time.time() - self.began, 1),
+                    process_seconds=process_seconds and round(process_seconds, 1), images_trained=int(images))

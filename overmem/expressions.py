@@ -23,7 +23,9 @@ from .models import Net
 from .objectives import adv
 
 # %% ../nbs/37_expressions.ipynb #54d26c92
-MAKERS = ('data', 'models', 'attacks', 'augment', 'strong', 'objectives', 'train', 'zerograd', 'fastat', 'dom', 'bat', 'xrm', 'mat', 'pretrained')      # modules whose names an expression may use
+# modules whose names an expression may use
+MAKERS = ('data', 'models', 'attacks', 'augment', 'strong', 'objectives', 'train', 'zerograd', 'fastat', 'dom', 'bat',
+          'xrm', 'mat', 'pretrained')
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 def makes(f):
@@ -36,10 +38,11 @@ def exported() -> dict:
     "{name: (module, object)} of everything that expressions may name: makers, and the functions of `attacks`"
     modules = {m: importlib.import_module(f'overmem.{m}') for m in MAKERS}
     objects = {n: (m, getattr(mod, n)) for m, mod in modules.items() for n in mod.__all__}
-    return {n: (m, f) for n, (m, f) in objects.items() if inspect.isfunction(f) and (makes(f) or m == 'attacks')} | dict(ce=('core', ce))
+    return {n: (m, f) for n, (m, f) in objects.items()
+            if inspect.isfunction(f) and (makes(f) or m == 'attacks')} | dict(ce=('core', ce))
 
 def make(expr:str, **inject):
-    "The value of an expression over exported names; `inject` fills arguments that the outermost call accepts and was not given"
+    "The value of an expression over exported names; `inject` fills arguments that the outermost call takes but lacks"
     try: return _value(parsed(expr), inject)
     except (BadRequest, RunFailed): raise
     except Exception as e: raise BadRequest(f"'{expr}' cannot be computed ({e or type(e).__name__})") from e
@@ -47,21 +50,25 @@ def make(expr:str, **inject):
 def parsed(expr:str):
     "Syntax tree of an expression"
     try: return ast.parse(expr, mode='eval').body
-    except (SyntaxError, ValueError, RecursionError, MemoryError): raise BadRequest(f"'{expr}' is not an expression like rs_fgsm(8/255, 10/255)") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise BadRequest(f"'{expr}' is not an expression like rs_fgsm(8/255, 10/255)") from None
 
 def _value(n, inject=None):
     if isinstance(n, ast.Constant): return n.value
     if isinstance(n, ast.Name): return _name(n)
     if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub): return -_number(n.operand)
-    if isinstance(n, ast.BinOp) and type(n.op) in OPERATIONS: return OPERATIONS[type(n.op)](_number(n.left), _number(n.right))
+    if isinstance(n, ast.BinOp) and type(n.op) in OPERATIONS:
+        return OPERATIONS[type(n.op)](_number(n.left), _number(n.right))
     if isinstance(n, (ast.Tuple, ast.List)): return tuple(map(_value, n.elts))
     if isinstance(n, ast.Dict): return {_value(k): _value(v) for k, v in zip(n.keys, n.values)}
     if isinstance(n, ast.Call) and isinstance(n.func, ast.Name): return _call(n, inject or {})
-    raise BadRequest(f"'{ast.unparse(n)}' is not allowed in an expression: only calls of exported names, numbers, strings, tuples and dictionaries are")
+    raise BadRequest(f"'{ast.unparse(n)}' is not allowed in an expression: only calls of exported names, numbers, "
+                     "strings, tuples and dictionaries are")
 
 def _number(n):
     v = _value(n)
-    if not isinstance(v, (int, float)): raise BadRequest(f"'{ast.unparse(n)}' is no number: only numbers are added, subtracted, multiplied and divided")
+    if not isinstance(v, (int, float)):
+        raise BadRequest(f"'{ast.unparse(n)}' is no number: only numbers are added, subtracted, multiplied and divided")
     return v
 
 def _name(n):
@@ -70,17 +77,23 @@ def _name(n):
 
 def _call(n, inject):
     f = _name(n.func)
-    if not makes(f): raise BadRequest(f"'{n.func.id}' makes nothing that a configuration can hold; it can be named, not called")
+    if not makes(f):
+        raise BadRequest(f"'{n.func.id}' makes nothing that a configuration can hold; it can be named, not called")
     args, given = [_value(a) for a in n.args], {k.arg: _value(k.value) for k in n.keywords}
     takes = inspect.signature(f).parameters
-    try: given |= {k: v for k, v in inject.items() if k in takes and k not in inspect.signature(f).bind_partial(*args, **given).arguments}
-    except TypeError as e: raise BadRequest(f'{ast.unparse(n)}: {e}; the arguments of {n.func.id} are {", ".join(takes)}') from None
+    try:
+        given |= {k: v for k, v in inject.items()
+                  if k in takes and k not in inspect.signature(f).bind_partial(*args, **given).arguments}
+    except TypeError as e:
+        raise BadRequest(f'{ast.unparse(n)}: {e}; the arguments of {n.func.id} are {", ".join(takes)}') from None
     try: return f(*args, **given)
-    except TypeError as e: raise BadRequest(f'{ast.unparse(n)}: {e}; the arguments of {n.func.id} are {", ".join(takes)}') from None
+    except TypeError as e:
+        raise BadRequest(f'{ast.unparse(n)}: {e}; the arguments of {n.func.id} are {", ".join(takes)}') from None
 
 def files_in(*exprs:str) -> list:
     "Files that expressions name: what is in them decides what is made, too"
-    texts = {n.value for e in exprs for n in ast.walk(parsed(e)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    texts = {n.value for e in exprs for n in ast.walk(parsed(e))
+             if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     return sorted(t for t in texts if os.path.isfile(t))
 
 def names_in(*exprs:str) -> set:
@@ -101,7 +114,8 @@ def as_objective(expr:str):
     name = head.func.id if isinstance(head, ast.Call) and isinstance(head.func, ast.Name) else None
     is_attack = name in exported() and makes(exported()[name][1]) is Attack
     value = make(expr)
-    if not callable(value) or value in [f for _, f in exported().values()]: raise BadRequest(f"'{expr}' is no objective: give its arguments, as in adv(rs_fgsm(8/255, 10/255))")
+    if not callable(value) or value in [f for _, f in exported().values()]:
+        raise BadRequest(f"'{expr}' is no objective: give its arguments, as in adv(rs_fgsm(8/255, 10/255))")
     return adv(value) if is_attack else value
 
 def as_schedule(expr:str) -> Callable:
@@ -115,7 +129,8 @@ def as_schedule(expr:str) -> Callable:
 def as_augmentation(expr:str, shape:tuple) -> Callable:
     "The change of images (N,C,H,W) that an expression denotes, tried on two of `shape` (C,H,W)"
     f, x = make(expr), torch.zeros(2, *shape)
-    if not callable(f): raise BadRequest(f"'{expr}' is nothing that can be applied to images: write it as a call, as in crop_flip(4)")
+    if not callable(f):
+        raise BadRequest(f"'{expr}' is nothing that can be applied to images: write it as a call, as in crop_flip(4)")
     try:
         with seeded(0): y = f(x)
     except Exception as e: raise BadRequest(f"'{expr}' cannot change images of {_size(shape)} ({_brief(e)})") from e
@@ -124,11 +139,14 @@ def as_augmentation(expr:str, shape:tuple) -> Callable:
 
 def check_network(model, shape:tuple, K:int, expr:str):
     "Refuse a `model`, on the meta device and made of `expr`, that does not give K numbers for an image of `shape` (C,H,W)"
-    if not isinstance(model, torch.nn.Module): raise BadRequest(f"'{expr}' is no network: write it as a call, preact_resnet(16)")
-    if not all(p.numel() for p in model.parameters()): raise BadRequest(f"'{expr}' has a layer without a weight: make it wider")
+    if not isinstance(model, torch.nn.Module):
+        raise BadRequest(f"'{expr}' is no network: write it as a call, preact_resnet(16)")
+    if not all(p.numel() for p in model.parameters()):
+        raise BadRequest(f"'{expr}' has a layer without a weight: make it wider")
     try: z = model.eval()(torch.zeros(2, *shape, device='meta'))
     except Exception as e: raise BadRequest(f"'{expr}' does not take images of {_size(shape)} ({_brief(e)})") from e
-    if z.shape != (2, K): raise BadRequest(f"'{expr}' gives {_size(z.shape[1:])} numbers for an image, but there are {K} classes")
+    if z.shape != (2, K):
+        raise BadRequest(f"'{expr}' gives {_size(z.shape[1:])} numbers for an image, but there are {K} classes")
 
 def _size(shape:tuple) -> str: return ' x '.join(map(str, shape))
 
@@ -138,12 +156,14 @@ def _brief(e:Exception) -> str: return str(e).partition('\n')[0] or type(e).__na
 def method(text:str, pairs, eps:str) -> dict:
     "Configuration entries that METHOD stands for: those of a recipe, or an objective"
     if text in recipes():
-        if pairs: raise BadRequest(f'{text} is a recipe and takes no -p; its objective is {recipes()[text]["objective"]}')
+        if pairs:
+            raise BadRequest(f'{text} is a recipe and takes no -p; its objective is {recipes()[text]["objective"]}')
         return dict(recipes()[text])
     for p in pairs:
         if '=' not in p: raise BadRequest(f"'{p}' is not of the form key=value")
     if text.isidentifier():
-        if text not in exported(): raise BadRequest(f"no method or recipe '{text}': {nearest(text, [*exported(), *recipes()])}")
+        if text not in exported():
+            raise BadRequest(f"no method or recipe '{text}': {nearest(text, [*exported(), *recipes()])}")
         takes, given = inspect.signature(exported()[text][1]).parameters, dict(p.partition('=')[::2] for p in pairs)
         for k in given:
             if k not in takes: raise BadRequest(f"{text} has no argument '{k}': {nearest(k, takes)}")

@@ -17,14 +17,16 @@ from .core import Objective, Step, ce, elapsed
 def misalignment(g:Tensor, h:Tensor) -> Tensor:
     "1 - cosine of two gradients (N,...), a mean over the images for which neither vanishes; 0 if there is none"
     g, h = g.flatten(1), h.flatten(1)
-    top = [v.detach().abs().amax(1, keepdim=True) for v in (g, h)]       # tiny gradients are brought to size 1 first: their squares would vanish
+    # tiny gradients are brought to size 1 first: their squares would vanish
+    top = [v.detach().abs().amax(1, keepdim=True) for v in (g, h)]
     known = ((top[0] > 0) & (top[1] > 0))[:, 0]
     g, h = (torch.where(known[:, None], v/t.clamp(min=torch.finfo(v.dtype).tiny), 1) for v, t in zip((g, h), top))
     cos = torch.cosine_similarity(g, h)
     return torch.where(known, 1 - cos, 0).sum()/known.sum().clamp(min=1)
 
 def grad_align(eps:float, lam:float=.2) -> Objective:
-    "FGSM training plus `lam` times the misalignment of the gradients at x and at a random neighbour (Andriushchenko & Flammarion 2020, Eq. 5)"
+    """FGSM training plus `lam` times the misalignment of the gradients at x and at a random neighbour
+    (Andriushchenko & Flammarion 2020, Eq. 5)"""
     def objective(model, b, t):
         "The step's logits and inputs are the attacked ones; the penalty is its `extra`"
         g = input_grad(model, b.x, b.y, torch.zeros_like(b.x))
@@ -37,7 +39,8 @@ def grad_align(eps:float, lam:float=.2) -> Objective:
 
 # %% ../nbs/32_fastat.ipynb #7c7d1fc2
 class FreeAT:
-    "Free adversarial training (Shafahi et al. 2019, Algorithm 1): the objective whose backward pass also improves the perturbation that the next update trains on"
+    """Free adversarial training (Shafahi et al. 2019, Algorithm 1):
+    the objective whose backward pass also improves the perturbation that the next update trains on"""
     def __init__(self,
         eps:float,                    # radius, and step of the perturbation
         m:int=8,                      # replays of a batch
@@ -46,11 +49,13 @@ class FreeAT:
         ramp:float=0):                # epochs over which the radius grows from 0
         self.eps, self.replays, self.ramp, self.state = eps, m, ramp, dict(delta=torch.zeros(bs, *shape))
     def __call__(self, model, b, t) -> Step:
-        if len(b.x) > len(self.state['delta']): raise BadRequest(f"Free-AT was made for batches of {len(self.state['delta'])}, not {len(b.x)}: give it bs={len(b.x)}")
+        if len(b.x) > len(self.state['delta']):
+            raise BadRequest(f"Free-AT was made for batches of {len(self.state['delta'])}, not {len(b.x)}: "
+                             f"give it bs={len(b.x)}")
         eps, kept = self.eps*elapsed(t, self.ramp), self.state['delta'][:len(b.x)]
         delta = project(kept, b.x, eps).requires_grad_()
         def improve(g):
-            kept.copy_(project(delta.detach() + eps*g.sign(), b.x, eps))     # returns nothing: the gradient stays what it is
+            kept.copy_(project(delta.detach() + eps*g.sign(), b.x, eps))  # returns nothing: the gradient stays as it is
         delta.register_hook(improve)
         logits = model(b.x + delta)
         return Step(ce(logits, b.y), logits, (b.x + delta).detach())

@@ -16,7 +16,7 @@ from .objectives import Wrapper
 
 # %% ../nbs/34_groups.ipynb #aa3a9c3b
 class GroupDRO(Wrapper):
-    "Exponentiated-gradient weights over groups (Sagawa et al. 2020, Algorithm 1) around an objective; state: `q` (n_groups,)"
+    "Exponentiated-gradient weights of groups (Sagawa et al. 2020, Algorithm 1) on an objective; state: `q` (n_groups,)"
     def __init__(self, objective:Objective, n_groups:int, eta:float):
         super().__init__(objective, self._step)
         self.eta, self.q = eta, torch.full((n_groups,), 1/n_groups)
@@ -30,7 +30,8 @@ class GroupDRO(Wrapper):
         s = self.inner(model, b, t)
         member = (b.g[:, None] == torch.arange(len(self.q), device=b.g.device)).float()          # (N,G)
         n = member.sum(0).clamp(min=1)
-        L = (s.losses if s.w is None else s.w*s.losses).detach()[:, None].mul(member).sum(0)/n   # mean loss of each group, as the inner objective weighs it
+        # mean loss of each group, as the inner objective weighs it
+        L = (s.losses if s.w is None else s.w*s.losses).detach()[:, None].mul(member).sum(0)/n
         q = self.q*(self.eta*L).exp()
         self.q.copy_(q/q.sum())
         return s.weigh((self.q/n)[b.g]*len(b.y))
@@ -46,7 +47,8 @@ def wga(accs) -> Tensor:
     return torch.as_tensor(accs).nan_to_num(torch.inf).amin(-1)
 
 def last_best(values, patience:int=0) -> int:
-    "Position of the last of the largest values (R,): the record at which a run is stopped (mat.md 2.5); with `patience` of those until so many in a row are no better than one before"
+    """Position of the last of the largest values (R,): the record at which a run is stopped (mat.md 2.5);
+    with `patience` of those until so many in a row are no better than one before"""
     values, best = torch.as_tensor(values), 0
     for k in range(1, len(values)):
         if values[k] > values[best]: best = k
@@ -55,19 +57,21 @@ def last_best(values, patience:int=0) -> int:
 
 # %% ../nbs/34_groups.ipynb #c0ffee05
 def group_balance(g:Tensor) -> Tensor:
-    "Weights (n,) with which every group that occurs in g (n,) is drawn equally often: N over the size of the group (RWG, mat.md 2.7)"
+    "Weights (n,) that draw every group that occurs in g (n,) equally often: N over its size (RWG, mat.md 2.7)"
     return len(g)/g.bincount().float()[g]
 
 def equal_groups(g:Tensor, seed:int=0) -> Tensor:
-    "Positions, in order, of a random subset in which every group that occurs in g (n,) has as many examples as the smallest (SUBG, mat.md 2.7)"
+    """Positions, in order, of a random subset in which every group that occurs in g (n,) has as many examples
+    as the smallest (SUBG, mat.md 2.7)"""
     sizes = g.bincount()
     least, gen = int(sizes[sizes > 0].min()), torch.Generator().manual_seed(seed)
     of = [(g == k).nonzero()[:, 0].cpu() for k in range(len(sizes)) if sizes[k]]
     return torch.cat([i[torch.randperm(len(i), generator=gen)[:least]] for i in of]).sort().values
 
 class Stream(TensorLoader):
-    "An endless stream of examples in new orders, or drawn with replacement by `weights` (n,); an epoch of it is `steps` batches"
-    def __init__(self, x:Tensor, y:Tensor, g:Tensor|None=None, bs:int=128, steps:int=50, idx:Tensor|None=None, weights:Tensor|None=None):
+    "An endless stream of examples in new orders, or drawn with replacement by `weights` (n,); `steps` batches an epoch"
+    def __init__(self, x:Tensor, y:Tensor, g:Tensor|None=None, bs:int=128, steps:int=50, idx:Tensor|None=None,
+                 weights:Tensor|None=None):
         super().__init__(x, y, g, bs, idx)
         self.steps, self.weights, self.left = steps, weights, self.idx[:0]
     def __len__(self): return self.steps
@@ -81,14 +85,17 @@ class Stream(TensorLoader):
 
 # %% ../nbs/34_groups.ipynb #c0ffee08
 def scale_slopes(logits:Tensor, y:Tensor, e:Tensor, n_env:int) -> Tensor:
-    "Derivative (E,) of each environment's mean cross-entropy by a scale of the logits (N,K), at 1; 0 for an environment that the batch does not hold"
+    """Derivative (E,) of each environment's mean cross-entropy by a scale of the logits (N,K), at 1;
+    0 for an environment that the batch does not hold"""
     z = full(logits)
     slope = ((z.softmax(1) - torch.nn.functional.one_hot(y, z.shape[1]))*z).sum(1)
     member = (e[:, None] == torch.arange(n_env, device=e.device)).to(z)                       # (N,E)
     return slope @ member/member.sum(0).clamp(min=1)
 
 def irm(objective:Objective, n_env:int, lam:float, anneal:float=0.) -> Objective:
-    "The mean of the environments' risks plus the mean of their IRM penalties (Arjovsky et al. 2019, IRMv1) over the environments b.g (N,) in the batch: times 1 until epoch `anneal`, from then on times lam, the whole divided by lam if that is above one"
+    """The mean of the environments' risks plus the mean of their IRM penalties (Arjovsky et al. 2019, IRMv1)
+    over the environments b.g (N,) in the batch: times 1 until epoch `anneal`, from then on times lam,
+    the whole divided by lam if that is above one"""
     def penalised(model, b, t):
         "The step of the objective with the penalty as its `extra`"
         if b.g is None: raise BadRequest('IRM needs environments: give the loader g (n,)')

@@ -23,21 +23,42 @@ from .studies import Study, ensemble
 
 # %% ../nbs/40_longtail.ipynb #9856a151
 CLASSES = (44, 19, 93, 90, 71, 69, 37, 95, 53, 91)
-_SMALL = dict(data=Named('cifar100', classes=CLASSES, shrink=2), size='10 classes', nets=dict(
-    resnet=('PreActResNet 16-32-64', 'preact_resnet(16, stem=2)', 'networks', Recipe(16, 'triangle(.4, 16, 3)', 256)),
-    conv=('one convolution', 'shallow(32, 16)', 'networks', Recipe(16, 'triangle(.05, 16, 3)', 64, 0.)),
-    mlp=('MLP 256', 'mlp(768, (256,))', 'networks', Recipe(30, 'triangle(.1, 30, 6)', 256, 0.))), models=dict(resnet=200, conv=100, mlp=1000), alike=('mlp', 'conv'))
-_LARGE = dict(data=Named('cifar100'), size='whole', nets=dict(
-    resnet=('PreActResNet 64-128-256', 'preact_resnet(64)', 'networks', Recipe(24, 'triangle(.4, 24, 5)', 512, aug='crop_flip(0)')),
-    conv=('ResNet-18', 'resnet18()', 'networks', Recipe(24, 'triangle(.2, 24, 5)', 512, aug='crop_flip(0)')),
-    mlp=('MLP 1024', 'mlp(3072, (1024,))', 'many', Recipe(40, 'triangle(.1, 40, 8)', 512, 0., at_once=20))), models=dict(resnet=200, conv=40, mlp=1000), alike=('resnet', 'conv'))
-_PLANTED = dict(planted=Named('mnist', n=5000, n_test=1000, shrink=2, flip=.05), planted_net=('MLP 256', 'mlp(196, (256,))', 'many', Recipe(40, 'triangle(.3, 40, 6)', 128, 0., at_once=10)), planted_models=50)
+_SMALL = dict(
+    data=Named('cifar100', classes=CLASSES, shrink=2), size='10 classes',
+    nets=dict(resnet=('PreActResNet 16-32-64', 'preact_resnet(16, stem=2)', 'networks',
+                      Recipe(16, 'triangle(.4, 16, 3)', 256)),
+              conv=('one convolution', 'shallow(32, 16)', 'networks', Recipe(16, 'triangle(.05, 16, 3)', 64, 0.)),
+              mlp=('MLP 256', 'mlp(768, (256,))', 'networks', Recipe(30, 'triangle(.1, 30, 6)', 256, 0.))),
+    models=dict(resnet=200, conv=100, mlp=1000), alike=('mlp', 'conv'))
+_LARGE = dict(
+    data=Named('cifar100'), size='whole',
+    nets=dict(resnet=('PreActResNet 64-128-256', 'preact_resnet(64)', 'networks',
+                      Recipe(24, 'triangle(.4, 24, 5)', 512, aug='crop_flip(0)')),
+              conv=('ResNet-18', 'resnet18()', 'networks', Recipe(24, 'triangle(.2, 24, 5)', 512, aug='crop_flip(0)')),
+              mlp=('MLP 1024', 'mlp(3072, (1024,))', 'many', Recipe(40, 'triangle(.1, 40, 8)', 512, 0., at_once=20))),
+    models=dict(resnet=200, conv=40, mlp=1000), alike=('resnet', 'conv'))
+_PLANTED = dict(
+    planted=Named('mnist', n=5000, n_test=1000, shrink=2, flip=.05),
+    planted_net=('MLP 256', 'mlp(196, (256,))', 'many', Recipe(40, 'triangle(.3, 40, 6)', 128, 0., at_once=10)),
+    planted_models=50)
 _TINY = Recipe(2, 'constant(.1)', 64)
 SETTINGS = dict(
-    smoke=dict(data=Named('cifar100', n=240, n_test=80, shrink=2, stand_in=True), size='240 images', nets=dict(resnet=('PreActResNet 4-8', 'preact_resnet(4, (1, 1), stem=2)', 'networks', _TINY), conv=('one convolution', 'shallow(4, 16)', 'networks', _TINY), mlp=('MLP 16', 'mlp(768, (16,))', 'networks', _TINY)),
-               models=dict(resnet=20, conv=20, mlp=20), alike=('mlp', 'conv'), planted=Named('mnist', n=240, n_test=80, shrink=2, flip=.05, stand_in=True), planted_net=('MLP 16', 'mlp(196, (16,))', 'many', replace(_TINY, at_once=10)), planted_models=20, seeds=1),
-    laptop=_SMALL | _PLANTED | dict(seeds=5), gpu=_LARGE | _PLANTED | dict(seeds=3),
-    full=_LARGE | _PLANTED | dict(seeds=5, nets=_LARGE['nets'] | dict(resnet=('PreActResNet-18', 'preact_resnet18()', 'networks', Recipe(80, 'triangle(.2, 80, 12)', 128, aug="crop_flip(4, mode='constant')"))), models=dict(resnet=4000, conv=1000, mlp=4000)))
+    smoke=dict(data=Named('cifar100', n=240, n_test=80, shrink=2, stand_in=True), size='240 images',
+               nets=dict(resnet=('PreActResNet 4-8', 'preact_resnet(4, (1, 1), stem=2)', 'networks', _TINY),
+                         conv=('one convolution', 'shallow(4, 16)', 'networks', _TINY),
+                         mlp=('MLP 16', 'mlp(768, (16,))', 'networks', _TINY)),
+               models=dict(resnet=20, conv=20, mlp=20), alike=('mlp', 'conv'),
+               planted=Named('mnist', n=240, n_test=80, shrink=2, flip=.05, stand_in=True),
+               planted_net=('MLP 16', 'mlp(196, (16,))', 'many', replace(_TINY, at_once=10)),
+               planted_models=20, seeds=1),
+    laptop=_SMALL | _PLANTED | dict(seeds=5),
+    gpu=_LARGE | _PLANTED | dict(seeds=3),
+    full=_LARGE | _PLANTED | dict(
+        seeds=5,
+        nets=_LARGE['nets'] | dict(
+            resnet=('PreActResNet-18', 'preact_resnet18()', 'networks',
+                    Recipe(80, 'triangle(.2, 80, 12)', 128, aug="crop_flip(4, mode='constant')"))),
+        models=dict(resnet=4000, conv=1000, mlp=4000)))
 
 # %% ../nbs/40_longtail.ipynb #871739af
 def study(s, net:str, device:str='cpu', seed:int=0, data:Named|None=None) -> Study:
@@ -59,17 +80,21 @@ def auroc(mem, flipped) -> float:
     return float(roc_auc_score(np.asarray(flipped)[known], mem[known]))
 
 def controls(s, scores:dict, jobs:int=1, device:str='cpu', force:bool=False) -> dict:
-    "{sentence: held?}: planted labels are found, and the networks whose scores {name: Scores} are used fit their subsets"
+    "{sentence: held?}: planted labels are found, and networks whose scores {name: Scores} are used fit their subsets"
     found = mem_scores((e := ensemble(planted(s, device), s.planted_models, jobs, force)).train, e.mask)
     ok = {'AUROC of mem for wrong labels planted in MNIST is above .95': auroc(found.mem, s.planted.flipped()) > .95}
-    return ok | {f"{k}: networks are right on at least .98 of what they were trained on, hard images included ({fit_check(v)['p_in']:.3f}, {fit_check(v)['p_in_hard']:.3f})": fit_check(v)['fits'] for k, v in scores.items()}
+    return ok | {f"{k}: networks are right on at least .98 of what they were trained on, hard images included "
+                 f"({fit_check(v)['p_in']:.3f}, {fit_check(v)['p_in_hard']:.3f})": fit_check(v)['fits']
+                 for k, v in scores.items()}
 
 def removals(s, net:str, keep:dict, seeds:int, jobs:int=1, device:str='cpu', force:bool=False) -> dict:
-    "{name: right (seeds, n') bool on the test images} of networks trained on the images that keep {name: (n,) or (seeds,n) bool} leaves; the k-th of each has the same seed"
+    """{name: right (seeds, n') bool on the test images} of networks trained on the images that keep
+    {name: (n,) or (seeds,n) bool} leaves; the k-th of each has the same seed"""
     found = {}
     for name, kept in keep.items():
         masks = np.broadcast_to(np.asarray(kept), (seeds, np.shape(kept)[-1])).copy()
-        found[name] = ensemble(replace(study(s, net, device), masks=masks, name=f'mem-without-{net}'), seeds, jobs, force).test
+        found[name] = ensemble(replace(study(s, net, device), masks=masks, name=f'mem-without-{net}'),
+                               seeds, jobs, force).test
     return found
 
 def proxy_runs(s, net:str, seeds:int, jobs:int=1, device:str='cpu', force:bool=False) -> list:
@@ -78,11 +103,14 @@ def proxy_runs(s, net:str, seeds:int, jobs:int=1, device:str='cpu', force:bool=F
 
 def _proxies(study, force, seed):
     config = dict(name='mem-proxies', **study.about() | dict(seed=seed))
-    a = compute(config, lambda c: _flat(proxies_of(study.build, study.recipe, study.data()[0], c['seed'])), ('longtail',), force)
+    a = compute(config, lambda c: _flat(proxies_of(study.build, study.recipe, study.data()[0], c['seed'])),
+                ('longtail',), force)
     part = lambda kind: {k.partition('/')[2]: v for k, v in a.items() if k.startswith(kind + '/')}
     return Proxies(part('values'), {k: float(v) for k, v in part('seconds').items()}, a['right'])
 
-def _flat(p): return {f'values/{k}': v for k, v in p.values.items()} | {f'seconds/{k}': v for k, v in p.seconds.items()} | dict(right=p.right)
+def _flat(p):
+    return ({f'values/{k}': v for k, v in p.values.items()} | {f'seconds/{k}': v for k, v in p.seconds.items()}
+            | dict(right=p.right))
 
 def stand_in(s) -> bool:
     "Whether digits stand in for missing data"

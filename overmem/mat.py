@@ -13,9 +13,10 @@ from .core import Objective, Step, ce
 
 # %% ../nbs/36_mat.ipynb #2b79631d
 def mat_shift(z_out:Tensor, y:Tensor, temp:float, K:int) -> Tensor:
-    "log of the calibrated held-out class probabilities (..., n, K): z_out (..., n, K), y (..., n), temp > 0 (mat.md 2.5, the paper's Eq. 4)"
+    """log of the calibrated held-out class probabilities (..., n, K): z_out (..., n, K), y (..., n), temp > 0
+    (mat.md 2.5, the paper's Eq. 4)"""
     q = (z_out/temp).softmax(-1)
-    J = q.mT @ torch.nn.functional.one_hot(y, K).to(q)/y.shape[-1]       # (..., K, K): joint of held-out class and label
+    J = q.mT @ torch.nn.functional.one_hot(y, K).to(q)/y.shape[-1]  # (..., K, K): joint of held-out class and label
     M = J/(J.sum(-1, keepdim=True) + 1e-12)
     return (q @ M + 1e-6).log()
 
@@ -30,8 +31,10 @@ def mat(shift:Tensor) -> Objective:
 
 # %% ../nbs/36_mat.ipynb #ad9acbc3
 def mat_in_batch(z_out:Tensor, temp:float, K:int) -> Objective:
-    "`mat` as the official trainer for real data has it: the shift calibrated in each batch, from its held-out logits z_out[i] and its labels (mat.md 7.1)"
+    """`mat` as the official trainer for real data has it: the shift calibrated in each batch,
+    from its held-out logits z_out[i] and its labels (mat.md 7.1)"""
     def objective(model, b, t):
         "The step's logits are the model's own, without the shift"
-        return mat(mat_shift(z_out[..., b.i, :], b.y, temp, K))(model, b._replace(i=torch.arange(len(b.y), device=b.y.device)), t)
+        return mat(mat_shift(z_out[..., b.i, :], b.y, temp, K))(
+            model, b._replace(i=torch.arange(len(b.y), device=b.y.device)), t)
     return objective

@@ -31,9 +31,12 @@ class Scores(NamedTuple):
     n_out: np.ndarray
 
 def mem_scores(ok, mask) -> Scores:
-    "Scores from ok (m,n), right or wrong or any number in [0,1], and membership mask (m,n) bool (Feldman and Zhang 2020, section 2)"
+    """Scores from ok (m,n), right or wrong or any number in [0,1], and membership mask (m,n) bool
+    (Feldman and Zhang 2020, section 2)"""
     ok, mask = _matching(ok, mask)
-    if ok.shape != mask.shape: raise BadRequest(f'outcomes of {ok.shape[0]} models on {ok.shape[1]} examples, but subsets {mask.shape}: they must be those of the training examples, in their order')
+    if ok.shape != mask.shape:
+        raise BadRequest(f'outcomes of {ok.shape[0]} models on {ok.shape[1]} examples, but subsets {mask.shape}: '
+                         'they must be those of the training examples, in their order')
     def side(who):
         n = who.sum(0)
         with np.errstate(invalid='ignore', divide='ignore'):
@@ -53,7 +56,7 @@ def _matching(ok, mask):
 
 # %% ../nbs/33_memorization.ipynb #a2f6d97d
 def shrunk_mem(s:Scores) -> np.ndarray:
-    "Memorization (n,) with p_out shrunk by a Beta prior that is fitted to all examples by its moments (memorization.md 2.5)"
+    "Memorization (n,) with p_out shrunk by a Beta prior fitted to all examples by its moments (memorization.md 2.5)"
     p, n = s.p_out, s.n_out
     mean, noise = np.nanmean(p), np.nanmean(p*(1 - p)/np.maximum(n - 1, 1))
     spread = max(np.nanvar(p) - noise, 1e-6)                             # variance of the probabilities themselves
@@ -62,14 +65,16 @@ def shrunk_mem(s:Scores) -> np.ndarray:
 
 # %% ../nbs/33_memorization.ipynb #d0c7da57
 def fit_check(s:Scores, least:float=.98) -> dict:
-    "{p_in, p_in_hard (examples with p_out < .5; nan if there are none), fits}: whether the models fit what they were trained on (memorization.md section 6)"
+    """{p_in, p_in_hard (examples with p_out < .5; nan if there are none), fits}:
+    whether the models fit what they were trained on (memorization.md section 6)"""
     hard = s.p_out < .5
     p, p_hard = float(np.nanmean(s.p_in)), float(np.nanmean(s.p_in[hard])) if hard.any() else np.nan
     return dict(p_in=p, p_in_hard=p_hard, fits=bool(p >= least and not p_hard < least))
 
 # %% ../nbs/33_memorization.ipynb #a6ddfa8f
 def split_half(ok, mask, q:int=10, times:int=1, seed:int=0) -> dict:
-    "{pearson, spearman, reliability, rmse} between scores from two halves of the models, drawn in blocks of `q`; means over `times` splits. rmse is of one half, from their difference"
+    """{pearson, spearman, reliability, rmse} between scores from two halves of the models, drawn in blocks of `q`;
+    means over `times` splits. rmse is of one half, from their difference"""
     ok, mask = _matching(ok, mask)
     blocks, rng, found = len(ok)//q, np.random.default_rng(seed), []
     if blocks < 2: raise BadRequest(f'{len(ok)} models: two halves of {q} at least are needed, {2*q} in all')
@@ -83,12 +88,14 @@ def split_half(ok, mask, q:int=10, times:int=1, seed:int=0) -> dict:
 
 # %% ../nbs/33_memorization.ipynb #bc0451e2
 def infl_scores(ok, mask) -> np.ndarray:
-    "Influence (n,n') float32 of each training on each test example: ok (m,n') on test examples, membership mask (m,n); nan for examples never in or never out"
+    """Influence (n,n') float32 of each training on each test example: ok (m,n') on test examples,
+    membership mask (m,n); nan for examples never in or never out"""
     ok, mask = _matching(ok, mask)
     kind, m = np.float32 if ok.dtype == bool else np.float64, len(mask)
     A = (torch.from_numpy(mask.astype(kind)).T @ torch.from_numpy(ok.astype(kind))).double().numpy()
     n_in = mask.sum(0)[:, None].astype(float)
-    with np.errstate(invalid='ignore', divide='ignore'): return ((m*A - n_in*ok.sum(0, dtype=float))/(n_in*(m - n_in))).astype(np.float32)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return ((m*A - n_in*ok.sum(0, dtype=float))/(n_in*(m - n_in))).astype(np.float32)
 
 class Block(NamedTuple):
     "Influence within one class"
@@ -100,21 +107,26 @@ def infl_blocks(ok, mask, y_tr, y_te) -> dict:
     "{class: Block} for every class: ok (m,n') on test examples, mask (m,n), labels (n,) and (n',)"
     ok, mask = _matching(ok, mask)
     y_tr, y_te = np.asarray(y_tr), np.asarray(y_te)
-    if (len(y_tr), len(y_te)) != (mask.shape[1], ok.shape[1]): raise BadRequest(f'{len(y_tr)} and {len(y_te)} labels for {mask.shape[1]} training and {ok.shape[1]} test examples')
+    if (len(y_tr), len(y_te)) != (mask.shape[1], ok.shape[1]):
+        raise BadRequest(f'{len(y_tr)} and {len(y_te)} labels '
+                         f'for {mask.shape[1]} training and {ok.shape[1]} test examples')
     at = {int(c): (np.flatnonzero(y_tr == c), np.flatnonzero(y_te == c)) for c in np.unique(y_tr)}
     return {c: Block(tr, te, infl_scores(ok[:, te], mask[:, tr])) for c, (tr, te) in at.items()}
 
 # %% ../nbs/33_memorization.ipynb #10bc301d
 def high_pairs(mem, blocks:dict, theta_mem:float=.25, theta_infl:float=.15) -> pd.DataFrame:
-    "Pairs with mem >= theta_mem and infl >= theta_infl, of one class, the strongest first: tr_idx, tt_idx, infl, mem, as in the published file"
+    """Pairs with mem >= theta_mem and infl >= theta_infl, of one class, the strongest first:
+    tr_idx, tt_idx, infl, mem, as in the published file"""
     mem, parts = np.asarray(mem), []
     for b in blocks.values():
         i, j = np.nonzero((b.infl >= theta_infl) & (mem[b.tr] >= theta_mem)[:, None])
-        parts.append(pd.DataFrame(dict(tr_idx=b.tr[i], tt_idx=b.te[j], infl=b.infl[i, j].astype(float), mem=mem[b.tr[i]])))
+        parts.append(pd.DataFrame(dict(tr_idx=b.tr[i], tt_idx=b.te[j], infl=b.infl[i, j].astype(float),
+                                       mem=mem[b.tr[i]])))
     return pd.concat(parts, ignore_index=True).sort_values('infl', ascending=False, kind='stable', ignore_index=True)
 
 def pair_se(ok, mask, pairs:pd.DataFrame) -> np.ndarray:
-    "Standard error of the influence of each pair, from the accuracies on its test example with and without its training example (memorization.md 2.4)"
+    """Standard error of the influence of each pair, from the accuracies on its test example
+    with and without its training example (memorization.md 2.4)"""
     ok, mask = _matching(ok, mask)
     def one(i, j):
         who, c = mask[:, i], ok[:, j].astype(float)
@@ -122,10 +134,12 @@ def pair_se(ok, mask, pairs:pd.DataFrame) -> np.ndarray:
     return np.array([one(i, j) for i, j in zip(pairs.tr_idx, pairs.tt_idx)])
 
 def scattered(pairs:pd.DataFrame, y_te, times:int=20, seed:int=0) -> float:
-    "Share of affected test examples with one partner if as many pairs fell at random on the test examples of their class, y_te (n',): uniqueness that says nothing"
+    """Share of affected test examples with one partner if as many pairs fell at random
+    on the test examples of their class, y_te (n',): uniqueness that says nothing"""
     y_te, rng, found = np.asarray(y_te), np.random.default_rng(seed), []
     for _ in range(times):
-        at = np.concatenate([rng.choice(np.flatnonzero(y_te == c), k) for c, k in zip(*np.unique(y_te[pairs.tt_idx], return_counts=True))])
+        at = np.concatenate([rng.choice(np.flatnonzero(y_te == c), k)
+                             for c, k in zip(*np.unique(y_te[pairs.tt_idx], return_counts=True))])
         found.append((np.unique(at, return_counts=True)[1] == 1).mean())
     return float(np.mean(found))
 
@@ -133,7 +147,8 @@ def accidental_pairs(ok, mask, y_tr, y_te, mem, times:int=5, seed:int=0, **thres
     "(times,) number of high-influence pairs once the rows of `mask` are shuffled: what chance alone would find"
     ok, mask = _matching(ok, mask)
     rng = np.random.default_rng(seed)
-    return np.array([len(high_pairs(mem, infl_blocks(ok, mask[rng.permutation(len(mask))], y_tr, y_te), **thresholds)) for _ in range(times)])
+    return np.array([len(high_pairs(mem, infl_blocks(ok, mask[rng.permutation(len(mask))], y_tr, y_te), **thresholds))
+                     for _ in range(times)])
 
 def partners(pairs:pd.DataFrame) -> pd.Series:
     "Number of training partners of each test example that has any"
@@ -141,12 +156,14 @@ def partners(pairs:pd.DataFrame) -> pd.Series:
 
 # %% ../nbs/33_memorization.ipynb #ce043361
 def nearest_mem(near, y, frac:float=.7) -> np.ndarray:
-    "Memorization (n,) of the 1-nearest-neighbour rule in closed form: near (n,k) the neighbours of each training example, y (n,) labels"
+    """Memorization (n,) of the 1-nearest-neighbour rule in closed form:
+    near (n,k) the neighbours of each training example, y (n,) labels"""
     near, y = np.asarray(near), np.asarray(y)
     return 1 - (y[near] == y[:, None]) @ _first(near.shape[1], frac)
 
 def nearest_infl(near, y_tr, y_te, frac:float=.7) -> np.ndarray:
-    "Influence (n',k) of the k nearest training examples on each test example under that rule, in closed form: near (n',k), labels (n,) and (n',)"
+    """Influence (n',k) of the k nearest training examples on each test example under that rule, in closed form:
+    near (n',k), labels (n,) and (n',)"""
     near, y_tr, y_te = np.asarray(near), np.asarray(y_tr), np.asarray(y_te)
     same = (y_tr[near] == y_te[:, None]).astype(float)
     later = np.zeros(len(near))                                          # P(right | the nearer ones are absent)
@@ -167,13 +184,14 @@ class Sets(NamedTuple):
     typical_test: np.ndarray
 
 def example_sets(mem, blocks:dict, p_te, high:float=.15, low:float=.02, right:float=.8) -> Sets:
-    "The sets of BAT (bat.md 2.2, with 'there exists' where its definition says 'for all'): mem (n,), influence in blocks, accuracy p_te (n',) on test examples"
+    """The sets of BAT (bat.md 2.2, with 'there exists' where its definition says 'for all'):
+    mem (n,), influence in blocks, accuracy p_te (n',) on test examples"""
     mem, p_te = np.asarray(mem), np.asarray(p_te)
     strongest = _strongest(mem > high, blocks, len(p_te))
     return Sets(mem > high, mem < low, strongest > high, (strongest <= low) & (p_te >= right))
 
 def _strongest(who, blocks, n):
-    "(n',) largest influence on each test example of the training examples `who` (n,) of its class; -inf where there are none"
+    "(n',) largest influence on each test example of the training examples `who` (n,) of its class; -inf without any"
     out = np.full(n, -np.inf)
     for b in blocks.values():
         if who[b.tr].any() and len(b.te): out[b.te] = np.nanmax(b.infl[who[b.tr]], 0)
@@ -181,22 +199,27 @@ def _strongest(who, blocks, n):
 
 # %% ../nbs/33_memorization.ipynb #8ff8f950
 def infl_se(p_te, n_in, n_out) -> np.ndarray:
-    "Standard error (n',) of the influence on test examples that are right with probability p_te (n',), for n_in models with and n_out without (memorization.md 2.4)"
+    """Standard error (n',) of the influence on test examples that are right with probability p_te (n',),
+    for n_in models with and n_out without (memorization.md 2.4)"""
     p = np.asarray(p_te, float)
     return np.sqrt(p*(1 - p)*(1/n_in + 1/n_out))
 
 def typical_noise(p_te, candidates:int, n_in:float, n_out:float, low:float=.02) -> np.ndarray:
-    "(n',) probability that of `candidates` training examples without influence at least one seems to have more than `low`"
+    "(n',) probability that of `candidates` training examples without influence at least one seems to have over `low`"
     with np.errstate(divide='ignore'): return 1 - stats.norm.cdf(low/infl_se(p_te, n_in, n_out))**candidates
 
 def cautious_sets(s:Scores, blocks:dict, p_te, high:float=.15, low:float=.02, right:float=.8, errors:float=4.5) -> Sets:
-    "`example_sets` with the thresholds of influence raised to `errors` standard errors where those are larger, so that chance alone makes or unmakes hardly a test example (bat.md 7.11)"
+    """`example_sets` with the thresholds of influence raised to `errors` standard errors where those are larger,
+    so that chance alone makes or unmakes hardly a test example (bat.md 7.11)"""
     p_te = np.asarray(p_te)
-    strongest, se = _strongest(s.mem > high, blocks, len(p_te)), errors*infl_se(p_te, np.nanmean(s.n_in), np.nanmean(s.n_out))
-    return Sets(s.mem > high, s.mem < low, strongest > np.maximum(high, se), (strongest <= np.maximum(low, se)) & (p_te >= right))
+    strongest, se = (_strongest(s.mem > high, blocks, len(p_te)),
+                     errors*infl_se(p_te, np.nanmean(s.n_in), np.nanmean(s.n_out)))
+    return Sets(s.mem > high, s.mem < low, strongest > np.maximum(high, se),
+                (strongest <= np.maximum(low, se)) & (p_te >= right))
 
 def confident_sets(s:Scores, blocks:dict, p_te, m:int, high:float=.15, right:float=.8, level:float=.95) -> Sets:
-    "Sets that hold with confidence `level` (one-sided, for test examples after Bonferroni): above `high`, or below it, by more than the error allows; all others are undecided. m is the number of models"
+    """Sets that hold with confidence `level` (one-sided, for test examples after Bonferroni):
+    above `high`, or below it, by more than the error allows; all others are undecided. m is the number of models"""
     half = stats.norm.ppf(level)*np.sqrt(_shrunk(s.p_in, s.n_in) + _shrunk(s.p_out, s.n_out))
     atypical, typical, n_in = s.mem - half > high, s.mem + half < high, np.nanmean(s.n_in)
     n_te, p_te = len(p_te), np.asarray(p_te)
@@ -222,12 +245,15 @@ class Published(NamedTuple):
     blocks: dict                  # {class: Block} of influence; {} without cifar100_infl_matrix.npz
 
 def published(y_tr, y_te, root:Path|None=None) -> Published:
-    "The published scores of CIFAR-100 from `scores/` below the data folder; BadRequest if they are missing, or not aligned with its labels y_tr (50000,), y_te (10000,)"
+    """The published scores of CIFAR-100 from `scores/` below the data folder;
+    BadRequest if they are missing, or not aligned with its labels y_tr (50000,), y_te (10000,)"""
     root, y_tr, y_te = Path(root or data_dir())/'scores', np.asarray(y_tr), np.asarray(y_te)
     whole, blocks = root/'cifar100_infl_matrix.npz', {}
     if whole.exists():
         z = _arrays(whole, 'tr_mem', 'tr_labels', 'tt_labels')
-        mem, blocks = z['tr_mem'], {c: Block(*(z[f'{k}{c}'] for k in ('tr_classidx_', 'tt_classidx_', 'infl_matrix_class'))) for c in range(100) if f'tr_classidx_{c}' in z}
+        mem, blocks = z['tr_mem'], {
+            c: Block(*(z[f'{k}{c}'] for k in ('tr_classidx_', 'tt_classidx_', 'infl_matrix_class')))
+            for c in range(100) if f'tr_classidx_{c}' in z}
         _aligned(whole, (z['tr_labels'], y_tr), (z['tt_labels'], y_te))
     else: mem = _arrays(root/'cifar100-memorization.npz', 'memorization')['memorization']
     file = root/'cifar100_high_infl_pairs_infl0.15_mem0.25.npz'
@@ -249,8 +275,12 @@ def _arrays(file, *names):
     try: found = read_arrays(file)
     except ValueError as e: raise BadRequest(f'{file} is damaged ({e}): get it again from {PAGES}') from None
     missing = [k for k in names if k not in found]
-    if missing: raise BadRequest(f'{file} holds no {missing[0]}: it is another file than the published one; get it again from {PAGES}')
+    if missing:
+        raise BadRequest(f'{file} holds no {missing[0]}: it is another file than the published one; '
+                         f'get it again from {PAGES}')
     return found
 
 def _aligned(file, *both):
-    if not all(np.shape(a) == np.shape(b) and np.allclose(a, b, atol=1e-5) for a, b in both): raise BadRequest(f'{file} is not aligned with the labels at hand: it belongs to another data set, or to another order of its images')
+    if not all(np.shape(a) == np.shape(b) and np.allclose(a, b, atol=1e-5) for a, b in both):
+        raise BadRequest(f'{file} is not aligned with the labels at hand: it belongs to another data set, '
+                         'or to another order of its images')

@@ -32,19 +32,26 @@ from .runs import compute
 SPLITS = dict(train=0, val=1, test=2)
 
 def read_metadata(path) -> pd.DataFrame:
-    "The table in a csv file, with columns filename, split, y and a (0 where the file has none); BadRequest says in one line what is wrong with it"
+    "Columns filename, split, y and a (0 where it has none) of a csv file; BadRequest says in one line what is wrong"
     try: t = pd.read_csv(path, dtype=dict(filename=str))
-    except (OSError, ValueError) as e: raise BadRequest(f'{path} cannot be read as a table ({str(e).strip()})') from None
+    except (OSError, ValueError) as e:
+        raise BadRequest(f'{path} cannot be read as a table ({str(e).strip()})') from None
     missing = [c for c in ('filename', 'split', 'y') if c not in t]
-    if missing: raise BadRequest(f"{path} has no column '{missing[0]}': it needs filename, split (train, val, test or 0, 1, 2), y, and, if known, a")
-    return checked(t.assign(a=t['a'] if 'a' in t else 0, split=t.split.map(lambda s: SPLITS.get(str(s).strip().lower(), s)))[['filename', 'split', 'y', 'a']], path)
+    if missing:
+        raise BadRequest(f"{path} has no column '{missing[0]}': it needs filename, "
+                         "split (train, val, test or 0, 1, 2), y, and, if known, a")
+    return checked(t.assign(a=t['a'] if 'a' in t else 0, split=t.split.map(
+        lambda s: SPLITS.get(str(s).strip().lower(), s)))[['filename', 'split', 'y', 'a']], path)
 
 def checked(t:pd.DataFrame, path) -> pd.DataFrame:
-    "The table with whole numbers, or a BadRequest: numbers that are none, a split without examples, a class without any to train on"
+    "The table in whole numbers, or a BadRequest: no numbers, a split without examples, a class without any to train on"
     for c in ('split', 'y', 'a'):
         v = pd.to_numeric(t[c], errors='coerce')
-        bad = t[v.isna() | (v % 1 != 0) | (v < 0) | (v > len(t))]        # as many classes or groups as that have no examples
-        if len(bad): raise BadRequest(f"{path}, row {bad.index[0] + 1}: {c} is '{bad[c].iloc[0]}', not {'train, val, test or 0, 1, 2' if c == 'split' else 'a whole number from 0 on, and at most that of the rows'}")
+        bad = t[v.isna() | (v % 1 != 0) | (v < 0) | (v > len(t))]  # as many classes or groups as that have no examples
+        if len(bad):
+            raise BadRequest(f"{path}, row {bad.index[0] + 1}: {c} is '{bad[c].iloc[0]}', not "
+                             f"""{'train, val, test or 0, 1, 2' if c == 'split' else
+                                  'a whole number from 0 on, and at most that of the rows'}""")
         t = t.assign(**{c: v.astype(int)})
     if t.filename.isna().any(): raise BadRequest(f'{path}, row {t.index[t.filename.isna()][0] + 1}: no filename')
     for name, k in SPLITS.items():
@@ -57,25 +64,31 @@ def checked(t:pd.DataFrame, path) -> pd.DataFrame:
 def group_sizes(t:pd.DataFrame) -> pd.DataFrame:
     "How many examples each group (y, a) has in each split; 0 where it has none"
     sizes = t.groupby(['y', 'a', 'split']).size().unstack(fill_value=0).reindex(columns=[0, 1, 2], fill_value=0)
-    return sizes.reindex(pd.MultiIndex.from_product([range(t.y.max() + 1), range(t.a.max() + 1)], names=['y', 'a']), fill_value=0).rename(columns={v: k for k, v in SPLITS.items()})
+    return sizes.reindex(pd.MultiIndex.from_product([range(t.y.max() + 1), range(t.a.max() + 1)], names=['y', 'a']),
+                         fill_value=0).rename(columns={v: k for k, v in SPLITS.items()})
 
 # %% ../nbs/37_metadata.ipynb #558c2d86
 IDENTITIES = ('male', 'female', 'LGBTQ', 'christian', 'muslim', 'other_religions', 'black', 'white')
-PAGES = dict(waterbirds='https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz', celeba='https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html', multinli='https://github.com/kohpangwei/group_DRO and https://gluebenchmark.com/tasks', civilcomments='https://wilds.stanford.edu/datasets/#civilcomments')
+PAGES = dict(waterbirds='https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz',
+             celeba='https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html',
+             multinli='https://github.com/kohpangwei/group_DRO and https://gluebenchmark.com/tasks',
+             civilcomments='https://wilds.stanford.edu/datasets/#civilcomments')
 
 def _find(name, *places):
     for p in places:
         if p.is_file(): return p
-    raise BadRequest(f'{name} is not in {data_dir()/name} (no {places[0].name}): get it from {PAGES[name]}, or set OVERMEM_DATA to the folder that holds {name}/')
+    raise BadRequest(f'{name} is not in {data_dir()/name} (no {places[0].name}): get it from {PAGES[name]}, or set '
+                     f'OVERMEM_DATA to the folder that holds {name}/')
 
 def read_waterbirds(root:Path) -> pd.DataFrame:
     "The table of Waterbirds"
     p = _find('waterbirds', root/'waterbird_complete95_forest2water2'/'metadata.csv', root/'metadata.csv')
     t = pd.read_csv(p)
-    return t.assign(filename=[str(p.parent.relative_to(root)/f) for f in t.img_filename], a=t.place)[['filename', 'split', 'y', 'a']]
+    return t.assign(filename=[str(p.parent.relative_to(root)/f) for f in t.img_filename],
+                    a=t.place)[['filename', 'split', 'y', 'a']]
 
 def _celeba_table(path):
-    "A list of CelebA, indexed by file name: comma-separated, or in columns under the number of rows and the names of the columns"
+    "A list of CelebA by file name: comma-separated, or in columns under the number of rows and the columns' names"
     if path.suffix == '.csv': return pd.read_csv(path, index_col=0)
     lines = path.read_text().splitlines()
     names = lines[1].split() if len(lines[0].split()) == 1 else ['partition']
@@ -84,28 +97,41 @@ def _celeba_table(path):
 
 def read_celeba(root:Path) -> pd.DataFrame:
     "The table of CelebA: blond or not, male or not"
-    about, parts = (_celeba_table(_find('celeba', root/f'{name}.txt', root/f'{name}.csv')) for name in ('list_attr_celeba', 'list_eval_partition'))
+    about, parts = (_celeba_table(_find('celeba', root/f'{name}.txt', root/f'{name}.csv'))
+                    for name in ('list_attr_celeba', 'list_eval_partition'))
     split = parts.iloc[:, 0].reindex(about.index)
-    if split.isna().any(): raise BadRequest(f'{root}: no partition for {split.index[split.isna()][0]}: the two lists belong to different versions')
-    return pd.DataFrame(dict(filename=[f'img_align_celeba/{f}' for f in about.index], split=split.astype(int).values, y=(about['Blond_Hair'] == 1).astype(int).values, a=(about['Male'] == 1).astype(int).values))
+    if split.isna().any():
+        raise BadRequest(f'{root}: no partition for {split.index[split.isna()][0]}: '
+                         'the two lists belong to different versions')
+    return pd.DataFrame(dict(filename=[f'img_align_celeba/{f}' for f in about.index], split=split.astype(int).values,
+                             y=(about['Blond_Hair'] == 1).astype(int).values,
+                             a=(about['Male'] == 1).astype(int).values))
 
 _NLI = dict(contradiction=0, entailment=1, neutral=2)
 def read_multinli(root:Path) -> pd.DataFrame:
-    "The table of MultiNLI; `filename` holds the two sentences, between them a tab. The texts of GLUE come in the order of group_DRO's rows, and their labels are compared with its"
+    """The table of MultiNLI; `filename` holds the two sentences, between them a tab.
+    The texts of GLUE come in the order of group_DRO's rows, and their labels are compared with its"""
     t = pd.read_csv(_find('multinli', root/'metadata_random.csv'))
     files = [_find('multinli', root/f'{k}.tsv') for k in ('train', 'dev_matched', 'dev_mismatched')]
-    glue = pd.concat([pd.read_csv(f, sep='\t', quoting=csv.QUOTE_NONE, keep_default_na=False, usecols=['sentence1', 'sentence2', 'gold_label']) for f in files], ignore_index=True)
-    if len(glue) != len(t) or (glue.gold_label.map(_NLI).values != t.gold_label.values).any(): raise BadRequest(f'{root}: the labels of metadata_random.csv ({len(t)} rows) are not those of the texts ({len(glue)} rows): the files belong to different versions')
-    return pd.DataFrame(dict(filename=glue.sentence1 + '\t' + glue.sentence2, split=t.split, y=t.gold_label, a=t.sentence2_has_negation))
+    glue = pd.concat([pd.read_csv(f, sep='\t', quoting=csv.QUOTE_NONE, keep_default_na=False,
+                                  usecols=['sentence1', 'sentence2', 'gold_label']) for f in files], ignore_index=True)
+    if len(glue) != len(t) or (glue.gold_label.map(_NLI).values != t.gold_label.values).any():
+        raise BadRequest(f'{root}: the labels of metadata_random.csv ({len(t)} rows) are not those of the texts '
+                         f'({len(glue)} rows): the files belong to different versions')
+    return pd.DataFrame(dict(filename=glue.sentence1 + '\t' + glue.sentence2, split=t.split, y=t.gold_label,
+                             a=t.sentence2_has_negation))
 
 def read_civilcomments(root:Path, legacy_groups:bool=False) -> pd.DataFrame:
-    "The coarse table of CivilComments: training comments once, the others once for each identity they mention, and not at all without; `filename` holds the text"
-    t = pd.read_csv(_find('civilcomments', root/'all_data_with_identities.csv'), keep_default_na=False, na_values=dict.fromkeys(IDENTITIES, ''))
+    """The coarse table of CivilComments; `filename` holds the text.
+    Training comments stand in it once, the others once for each identity they mention, and not at all without"""
+    t = pd.read_csv(_find('civilcomments', root/'all_data_with_identities.csv'), keep_default_na=False,
+                    na_values=dict.fromkeys(IDENTITIES, ''))
     split, mentions = t.split.map(SPLITS), t[list(IDENTITIES)].astype(float).fillna(0).values >= .5
     rows = pd.DataFrame(dict(filename=t.comment_text, split=split, y=(t.toxicity.astype(float) >= .5).astype(int)))
     train = rows[split == 0].assign(a=(~mentions.any(1)).astype(int)[split == 0])
     i, k = np.nonzero(mentions & (split.values != 0)[:, None])
-    return pd.concat([train, rows.iloc[i].assign(a=k)], ignore_index=True).assign(A=2 if legacy_groups else len(IDENTITIES))
+    return pd.concat([train, rows.iloc[i].assign(a=k)], ignore_index=True).assign(
+        A=2 if legacy_groups else len(IDENTITIES))
 
 READERS = dict(waterbirds=read_waterbirds, celeba=read_celeba, multinli=read_multinli, civilcomments=read_civilcomments)
 TITLES = dict(waterbirds='Waterbirds', celeba='CelebA', multinli='MultiNLI', civilcomments='CivilComments (coarse)')
@@ -120,11 +146,12 @@ def read_benchmark(name:str) -> pd.DataFrame:
 
 def other_sizes(name:str, t:pd.DataFrame) -> str:
     "The first group, or total, whose size is not the published one, in words; '' if all agree"
-    if name == 'civilcomments': t = t.assign(a=1 - t.a)                  # the published table counts 'no identity' first
+    if name == 'civilcomments': t = t.assign(a=1 - t.a)  # the published table counts 'no identity' first
     for r in reference('mat', table='group sizes', dataset=TITLES[name]):
         part = t[t.split == SPLITS[r['paradigm']]]
         if r['method'] == 'total': n = len(part)
-        elif name == 'civilcomments': n = ((part.y == int(r['method'][1])) & (part.a == int('no identity' not in r['method']))).sum()
+        elif name == 'civilcomments':
+            n = ((part.y == int(r['method'][1])) & (part.a == int('no identity' not in r['method']))).sum()
         else: n = ((part.y == int(r['method'][1])) & (part.a == int(r['method'].split('/ a')[1][0]))).sum()
         if n != int(r['value']): return f"{n} {r['paradigm']} examples in '{r['method']}', not {int(r['value'])}"
     return ''
@@ -173,14 +200,15 @@ def splits_of(t:pd.DataFrame, x:Tensor, name:str) -> Benchmark:
     return Benchmark(*map(part, SPLITS.values()), int(t.y.max()) + 1, name, False)
 
 # %% ../nbs/37_metadata.ipynb #410803bf
-TEXTS = dict(multinli=128, civilcomments=220)                            # how many tokens of a text the official code keeps
+TEXTS = dict(multinli=128, civilcomments=220)  # how many tokens of a text the official code keeps
 
 def view(path, size:int=224, name:str='waterbirds') -> np.ndarray:
     "(224,224,3) bytes of an image of CelebA, or of Waterbirds, as which every other is treated"
     if size != 224: raise BadRequest(f'{size}: the published way to cut out an image gives 224 x 224 pixels')
     with Image.open(path) as f: f = f.convert('RGB')
     middle = lambda f, s: f.crop(((f.width - s)//2, (f.height - s)//2, (f.width - s)//2 + s, (f.height - s)//2 + s))
-    return np.asarray(middle(f, 178).resize((224, 224), Image.BILINEAR) if name == 'celeba' else middle(f.resize((256, 256), Image.BILINEAR), 224))
+    return np.asarray(middle(f, 178).resize((224, 224), Image.BILINEAR) if name == 'celeba'
+                      else middle(f.resize((256, 256), Image.BILINEAR), 224))
 
 def token_table(t:pd.DataFrame, name:str, length:int) -> Tensor:
     "(n,length,3) tokens of the texts of a table (see `tokens`); those of MultiNLI are pairs of sentences"
@@ -188,13 +216,16 @@ def token_table(t:pd.DataFrame, name:str, length:int) -> Tensor:
     return tokens(*parts, length=length)
 
 def features(t:pd.DataFrame, root, name:str, device:str='cpu', force:bool=False) -> Tensor:
-    "(n,2048) features of the images of a table by a ResNet-50, (n,768) of its texts by BERT, in its order; computed once for these files, as they are now, and these weights"
+    """(n,2048) features of the images of a table by a ResNet-50, (n,768) of its texts by BERT, in its order;
+    computed once for these files, as they are now, and these weights"""
     text = name in TEXTS
     if not text: all_there(t.filename, root)
     weights = bert_weights() if text else data_dir()/WEIGHTS
     if not weights.is_file(): pretrained_resnet50()                      # says what is missing
     def work(c):
-        net, batch = (pretrained_bert() if text else pretrained_resnet50()).to(device), (lambda rows: token_table(rows, name, TEXTS[name])) if text else lambda rows: floats(torch.stack([seen(Path(root)/f, 224, partial(view, name=name)) for f in rows.filename]))
+        net, batch = (pretrained_bert() if text else pretrained_resnet50()).to(device), (
+            (lambda rows: token_table(rows, name, TEXTS[name])) if text else lambda rows: floats(
+                torch.stack([seen(Path(root)/f, 224, partial(view, name=name)) for f in rows.filename])))
         out = []
         with torch.no_grad(), evaluating(net), progress(len(t), c['name'], 'example') as bar:
             for k in range(0, len(t), 256):
@@ -202,21 +233,26 @@ def features(t:pd.DataFrame, root, name:str, device:str='cpu', force:bool=False)
                 bar.update(len(out[-1]))
         return dict(x=torch.cat(out))
     listed = hashlib.sha1('\0'.join(t.filename).encode()).hexdigest()
-    c = dict(name=f'features-{name}', root=str(root), n=len(t), listed=listed, stamp='' if text else stamp(t.filename, root), weights=md5(weights), device=device)
+    c = dict(name=f'features-{name}', root=str(root), n=len(t), listed=listed,
+             stamp='' if text else stamp(t.filename, root), weights=md5(weights), device=device)
     return torch.from_numpy(compute(c, work, ('metadata',), force)['x'])
 
 @lru_cache(8)
 def _fingerprint(name, root):
     t, weights = READERS[name](root), root.parent/BERT/'model.safetensors' if name in TEXTS else root.parent/WEIGHTS
-    rows = hashlib.sha1(pd.util.hash_pandas_object(t[['filename', 'split', 'y', 'a']], index=False).values.tobytes()).hexdigest()[:12]
-    return '-'.join([rows, *([] if name in TEXTS else [stamp(t.filename, root)]), *([md5(weights)[:12]] if weights.is_file() else [])])
+    rows = hashlib.sha1(pd.util.hash_pandas_object(
+        t[['filename', 'split', 'y', 'a']], index=False).values.tobytes()).hexdigest()[:12]
+    return '-'.join([rows, *([] if name in TEXTS else [stamp(t.filename, root)]),
+                     *([md5(weights)[:12]] if weights.is_file() else [])])
 
 def fingerprint(name:str) -> str:
     "Changes when the table of a benchmark, one of its images, or the weights of the backbone for it do"
     return _fingerprint(name, data_dir()/name)
 
 def inputs_of(t:pd.DataFrame, root, name:str, size:int=0, device:str='cpu') -> Tensor:
-    "(n,...) inputs for the rows of a table: `features` if size is 0, else bytes of images, size x size (at 224 those of a benchmark as the official code cuts them out), or `size` tokens of texts"
+    """(n,...) inputs for the rows of a table: `features` if size is 0, else bytes of images or tokens of texts.
+    Images are size x size (at 224 those of a benchmark as the official code cuts them out), texts `size` tokens"""
     if not size: return features(t, root, name, device)
     if name in TEXTS: return token_table(t, name, size)
-    return read_images(t.filename, root, size, partial(view, name=name) if size == 224 and name in READERS else read_image)
+    return read_images(t.filename, root, size,
+                       partial(view, name=name) if size == 224 and name in READERS else read_image)

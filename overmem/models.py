@@ -45,7 +45,8 @@ def conv3(c_in:int, c_out:int, stride:int=1) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
 
 class Skip(nn.Conv2d):
-    "1x1 convolution without bias of every `step`-th pixel; in two moves where fewer than 16 channels enter, since oneDNN's strided weight gradient then writes past its buffer (channels-last, torch 2.13)"
+    """1x1 convolution without bias of every `step`-th pixel; in two moves where fewer than 16 channels enter,
+    since oneDNN's strided weight gradient then writes past its buffer (channels-last, torch 2.13)"""
     def __init__(self, c_in:int, c_out:int, step:int=1): super().__init__(c_in, c_out, 1, step, bias=False)
     def forward(self, x):
         if self.in_channels >= 16: return super().forward(x)
@@ -67,7 +68,8 @@ class BasicBlock(nn.Module):
     "conv-BN-ReLU-conv-BN, then add and ReLU: the block of the original ResNet"
     def __init__(self, c_in:int, c_out:int, stride:int):
         super().__init__()
-        self.body = nn.Sequential(conv3(c_in, c_out, stride), nn.BatchNorm2d(c_out), nn.ReLU(), conv3(c_out, c_out), nn.BatchNorm2d(c_out))
+        self.body = nn.Sequential(conv3(c_in, c_out, stride), nn.BatchNorm2d(c_out), nn.ReLU(),
+                                  conv3(c_out, c_out), nn.BatchNorm2d(c_out))
         same = stride == 1 and c_in == c_out
         self.shortcut = nn.Identity() if same else nn.Sequential(Skip(c_in, c_out, stride), nn.BatchNorm2d(c_out))
     def forward(self, x): return F.relu(self.body(x) + self.shortcut(x))
@@ -93,7 +95,8 @@ def preact_resnet(
     K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
     "Pre-activation residual network of free size; `preact_resnet(16)` suits a CPU"
     widths = [width*2**k for k in range(len(blocks))]
-    body = [Normalize(mean, std), conv3(ch, width, stem), *stages(PreActBlock, width, widths, blocks), nn.BatchNorm2d(widths[-1]), nn.ReLU(), *pool()]
+    body = [Normalize(mean, std), conv3(ch, width, stem), *stages(PreActBlock, width, widths, blocks),
+            nn.BatchNorm2d(widths[-1]), nn.ReLU(), *pool()]
     return Net(nn.Sequential(*body), nn.Linear(widths[-1], K))
 
 def preact_resnet18(K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
@@ -102,7 +105,8 @@ def preact_resnet18(K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
 
 def resnet(widths:tuple, blocks:tuple, K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
     "Original residual network of free size, 3x3 stem without max-pooling; `blocks[k]` blocks of width `widths[k]`"
-    body = [Normalize(mean, std), conv3(ch, widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU(), *stages(BasicBlock, widths[0], widths, blocks), *pool()]
+    body = [Normalize(mean, std), conv3(ch, widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU(),
+            *stages(BasicBlock, widths[0], widths, blocks), *pool()]
     return Net(nn.Sequential(*body), nn.Linear(widths[-1], K))
 
 def resnet18(K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
@@ -110,13 +114,16 @@ def resnet18(K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
     return resnet((64, 128, 256, 512), (2,)*4, K, ch, mean, std)
 
 def resnet32(K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
-    "ResNet-32 in its CIFAR form: three stages of five blocks, 16 to 64 channels; which form the BAT paper used is not stated (bat.md 2.8)"
+    """ResNet-32 in its CIFAR form: three stages of five blocks, 16 to 64 channels;
+    which form the BAT paper used is not stated (bat.md 2.8)"""
     return resnet((16, 32, 64), (5,)*3, K, ch, mean, std)
 
 def wide_resnet(depth:int=34, widen:int=10, K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
-    "WRN-depth-widen: three groups of (depth - 4)/6 pre-activation blocks, fan-out Kaiming weights, no dropout (dom.md 3.5, bat.md 2.8)"
+    """WRN-depth-widen: three groups of (depth - 4)/6 pre-activation blocks, fan-out Kaiming weights, no dropout
+    (dom.md 3.5, bat.md 2.8)"""
     widths = [16*widen, 32*widen, 64*widen]
-    body = [Normalize(mean, std), conv3(ch, 16), *stages(PreActBlock, 16, widths, ((depth - 4)//6,)*3), nn.BatchNorm2d(widths[-1]), nn.ReLU(), *pool()]
+    body = [Normalize(mean, std), conv3(ch, 16), *stages(PreActBlock, 16, widths, ((depth - 4)//6,)*3),
+            nn.BatchNorm2d(widths[-1]), nn.ReLU(), *pool()]
     net = Net(nn.Sequential(*body), nn.Linear(widths[-1], K))
     for m in net.modules():
         if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
@@ -132,10 +139,12 @@ def cnn(width:int=16, K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
 
 def shallow(filters:int=8, size:int=32, K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
     "One 3x3 convolution, ReLU and a linear layer on all of its outputs, for images of size x size"
-    return Net(nn.Sequential(Normalize(mean, std), nn.Conv2d(ch, filters, 3, padding=1), nn.ReLU(), nn.Flatten()), nn.Linear(filters*size**2, K))
+    return Net(nn.Sequential(Normalize(mean, std), nn.Conv2d(ch, filters, 3, padding=1), nn.ReLU(), nn.Flatten()),
+               nn.Linear(filters*size**2, K))
 
 def mlp(d:int, hidden:tuple=(512, 256), K:int=10, act=nn.ReLU, mean=None, std=None) -> Net:
-    "Fully connected: d inputs (images are flattened, normalised if `mean` and `std` are given), hidden layers with `act`, K outputs"
+    """Fully connected: d inputs (images are flattened, normalised if `mean` and `std` are given),
+    hidden layers with `act`, K outputs"""
     first = [] if mean is None else [Normalize(mean, std)]
     sizes = [d, *hidden]
     body = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), act())]
@@ -152,7 +161,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.qkv, self.proj = heads, nn.Linear(dim, 3*dim), nn.Linear(dim, dim)
     def forward(self, x):
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)           # each (N, heads, T, d/heads)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (N, heads, T, d/heads)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 class Mlp(nn.Module):
@@ -166,7 +175,8 @@ class TransformerBlock(nn.Module):
     "Attention, then an MLP, each of the normalised input and added to it"
     def __init__(self, dim:int, heads:int):
         super().__init__()
-        self.norm1, self.attn, self.norm2, self.mlp = nn.LayerNorm(dim, 1e-6), Attention(dim, heads), nn.LayerNorm(dim, 1e-6), Mlp(dim)
+        self.norm1, self.attn, self.norm2, self.mlp = (nn.LayerNorm(dim, 1e-6), Attention(dim, heads),
+                                                       nn.LayerNorm(dim, 1e-6), Mlp(dim))
     def forward(self, x):
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
@@ -179,19 +189,22 @@ class Patches(nn.Module):
     def forward(self, x): return self.proj(x).flatten(2).transpose(1, 2)
 
 class Transformer(nn.Module):
-    "Images of side `size` to the class token after the last block: (N,C,H,W) -> (N,d); other sizes are resized (bilinear) first"
+    "Images of side `size` to the class token after the last block: (N,C,H,W) -> (N,d); others are resized (bilinear)"
     def __init__(self, size:int, patch:int, dim:int, depth:int, heads:int, ch:int):
         super().__init__()
         self.size, self.patch_embed = size, Patches(patch, ch, dim)
-        self.cls_token, self.pos_embed = nn.Parameter(.02*torch.randn(1, 1, dim)), nn.Parameter(.02*torch.randn(1, (size//patch)**2 + 1, dim))
-        self.blocks, self.norm = nn.Sequential(*(TransformerBlock(dim, heads) for _ in range(depth))), nn.LayerNorm(dim, 1e-6)
+        self.cls_token, self.pos_embed = (nn.Parameter(.02*torch.randn(1, 1, dim)),
+                                          nn.Parameter(.02*torch.randn(1, (size//patch)**2 + 1, dim)))
+        self.blocks, self.norm = (nn.Sequential(*(TransformerBlock(dim, heads) for _ in range(depth))),
+                                  nn.LayerNorm(dim, 1e-6))
     def forward(self, x):
         if x.shape[-1] != self.size: x = F.interpolate(x, (self.size, self.size), mode='bilinear', align_corners=False)
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
         return self.norm(self.blocks(x)[:, 0])
 
-def vit(size:int=32, patch:int=4, dim:int=96, depth:int=4, heads:int=3, K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
+def vit(size:int=32, patch:int=4, dim:int=96, depth:int=4, heads:int=3,
+        K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
     "Vision transformer of free size"
     return Net(nn.Sequential(Normalize(mean, std), Transformer(size, patch, dim, depth, heads, ch)), nn.Linear(dim, K))
 
@@ -205,12 +218,19 @@ def pretrained_vit_small(K:int=10, ch:int=3, mean=(0.,), std=(1.,)) -> Net:
     return from_timm(vit_small(K, ch, mean, std), data_dir()/PRETRAINED)
 
 def from_timm(net:Net, path:Path) -> Net:
-    "The transformer `net` with the weights of a file of timm's, the head excepted; BadRequest if the file is missing or belongs to another network"
-    if not Path(path).is_file(): raise BadRequest(f'{path} is missing: download model.safetensors of timm/vit_small_patch16_224.augreg_in21k_ft_in1k from huggingface.co and save it there, or train from scratch with vit_small()')
+    """The transformer `net` with the weights of a file of timm's, the head excepted;
+    BadRequest if the file is missing or belongs to another network"""
+    if not Path(path).is_file():
+        raise BadRequest(f'{path} is missing: download model.safetensors of '
+                         'timm/vit_small_patch16_224.augreg_in21k_ft_in1k from huggingface.co and save it there, '
+                         'or train from scratch with vit_small()')
     weights = {k: v for k, v in load_file(path).items() if not k.startswith('head.')}
     ours = net.body[1].state_dict()
-    other = sorted(k for k in {*weights, *ours} if k not in weights or k not in ours or weights[k].shape != ours[k].shape)
-    if other: raise BadRequest(f'{path} does not fit this network ({other[0]}): it must be that of timm/vit_small_patch16_224.augreg_in21k_ft_in1k')
+    other = sorted(k for k in {*weights, *ours}
+                   if k not in weights or k not in ours or weights[k].shape != ours[k].shape)
+    if other:
+        raise BadRequest(f'{path} does not fit this network ({other[0]}): '
+                         'it must be that of timm/vit_small_patch16_224.augreg_in21k_ft_in1k')
     net.body[1].load_state_dict(weights)
     return net
 

@@ -21,7 +21,7 @@ def adv(attack:Attack=no_attack) -> Objective:
     "Cross-entropy on attacked inputs; without an attack, natural training (Madry et al. 2018, Eq. 2.1)"
     def objective(model, b, t):
         "One loss per sample; the perturbation is a constant for the gradient"
-        x_adv = b.x if attack is no_attack else b.x + attack(model, b.x, b.y)  # adding zeros costs two passes over the batch
+        x_adv = b.x if attack is no_attack else b.x + attack(model, b.x, b.y)  # zeros cost two passes over the batch
         logits = model(x_adv)
         return Step(ce(logits, b.y), logits, x_adv)
     return objective
@@ -36,7 +36,8 @@ def growing(maker:Callable, epochs:float, eps:float, **numbers) -> Objective:
     return objective
 
 def ramp(maker:Callable, epochs:float, eps:float, **numbers) -> Objective:
-    "Adversarial training against `maker(eps, ...)` with `eps`, and `alpha` if given, growing linearly from 0 over the first `epochs`"
+    """Adversarial training against `maker(eps, ...)`;
+    `eps`, and `alpha` if given, grow linearly from 0 over the first `epochs`"""
     return growing(lambda *a, **k: adv(maker(*a, **k)), epochs, eps, **numbers)
 
 # %% ../nbs/20_objectives.ipynb #76d05d4f
@@ -55,12 +56,13 @@ def trades(attack:Attack, beta:float=6.) -> Objective:
 
 # %% ../nbs/20_objectives.ipynb #7c67e4d8
 def boosted_ce(logits:Tensor, y:Tensor) -> Tensor:
-    "MART's boosted cross-entropy (N,): CE minus the log of what the strongest wrong class leaves (Wang et al. 2020, Eq. 8)"
+    "MART's boosted cross-entropy (N,) (Wang et al. 2020, Eq. 8): CE - log of what the strongest wrong class leaves"
     wrong = full(logits).softmax(1).scatter(1, y[:, None], 0.).amax(1)
     return ce(logits, y) - (1.0001 - wrong + 1e-12).log()
 
 def mart(attack:Attack, beta:float=5.) -> Objective:
-    "MART (Wang et al. 2020, Eq. 11): boosted cross-entropy on attacked images plus `beta` times KL weighted by 1 - p_y on clean ones"
+    """MART (Wang et al. 2020, Eq. 11): boosted cross-entropy on attacked images
+    plus `beta` times KL weighted by 1 - p_y on clean ones"""
     def objective(model, b, t):
         "The step's logits and inputs are the attacked ones"
         x_adv, z, z_adv = _views(model, b, attack)
@@ -70,7 +72,8 @@ def mart(attack:Attack, beta:float=5.) -> Objective:
 
 # %% ../nbs/20_objectives.ipynb #75a1fc5c
 def counting_pgd(eps:float, alpha:float, steps:int) -> Callable:
-    "PGD that counts: (model, x, y) -> (delta, kappa (N,) number of the `steps` iterates, each before its update, that are still right)"
+    """PGD that counts: (model, x, y) -> (delta, kappa (N,));
+    kappa is the number of the `steps` iterates, each before its update, that are still right"""
     def attack(model, x, y):
         "x (N,C,H,W) in [0,1] -> delta and kappa in 0..steps, detached"
         delta, kappa = uniform(x, eps), torch.zeros_like(y)
@@ -88,19 +91,22 @@ def geometry_weights(kappa:Tensor, steps:int, Lambda:float) -> Tensor:
     return w*len(w)/w.sum()
 
 def gairat(eps:float, alpha:float, steps:int=10, Lambda:float=-1., begin:float=60.) -> Objective:
-    "GAIRAT (Zhang et al. 2021): PGD training, from the `begin`-th epoch on (counted from one, as in the official code) weighted by the number of steps survived; crafted in eval mode"
+    """GAIRAT (Zhang et al. 2021): PGD training, crafted in eval mode, weighted by the number of steps survived
+    from the `begin`-th epoch on (counted from one, as in the official code)"""
     attack = in_eval(counting_pgd(eps, alpha, steps))
     def objective(model, b, t):
         "The step's logits and inputs are the attacked ones"
         delta, kappa = attack(model, b.x, b.y)
         logits = model(b.x + delta)
-        return Step(ce(logits, b.y), logits, b.x + delta, geometry_weights(kappa, steps, Lambda) if t > begin - 1 else None)
+        return Step(ce(logits, b.y), logits, b.x + delta,
+                    geometry_weights(kappa, steps, Lambda) if t > begin - 1 else None)
     objective.phase = lambda t: t > begin - 1
     return objective
 
 # %% ../nbs/20_objectives.ipynb #fff1c31f
 class Wrapper:
-    "An objective built around another: computes `f(model, b, t)`, and is asked for the state, the phase and the obstacles of both; `memory` has a state of its own"
+    """An objective built around another: computes `f(model, b, t)`.
+    It is asked for the state, the phase and the obstacles of both; `memory` has a state of its own"""
     def __init__(self, inner:Objective, f:Callable, phase:Callable|None=None, eager:str='', memory=None):
         self.inner, self.f, self.own, self.why, self.memory = inner, f, phase, eager, memory
     def __call__(self, model, b, t) -> Step: return self.f(model, b, t)
@@ -133,11 +139,16 @@ def moved(objective:Objective, device) -> Objective:
     return objective.to(device) if hasattr(objective, 'to') else objective
 
 def check_images(objective:Objective, y:Tensor):
-    "BadRequest unless the training images that an objective knows, by their number or their labels (its `examples`), are those with the labels y (n,)"
+    """BadRequest unless the training images that an objective knows are those with the labels y (n,);
+    it knows them by their number or their labels (its `examples`)"""
     known = getattr(objective, 'examples', None)
     n = known if isinstance(known, int) or known is None else len(known)
-    if n not in (None, len(y)): raise BadRequest(f'the objective knows {n} training images, but this run trains on {len(y)}: its numbers must be those of the images that are trained on, in their order')
-    if isinstance(known, Tensor) and not torch.equal(known.to(y), y): raise BadRequest('the numbers that the objective has for the training images belong to images with other labels: to other images, or to another order of them')
+    if n not in (None, len(y)):
+        raise BadRequest(f'the objective knows {n} training images, but this run trains on {len(y)}: '
+                         'its numbers must be those of the images that are trained on, in their order')
+    if isinstance(known, Tensor) and not torch.equal(known.to(y), y):
+        raise BadRequest('the numbers that the objective has for the training images belong to '
+                         'images with other labels: to other images, or to another order of them')
 
 def attached(objective:Objective, model) -> Objective:
     "The objective, acquainted with the model that it will train"
@@ -145,7 +156,8 @@ def attached(objective:Objective, model) -> Objective:
     return objective
 
 def reweigh(objective:Objective, rule:Callable, start:float=0.) -> Objective:
-    "From epoch `start` on, multiply the weights of the samples by rule(model, b, t) (N,), taken before the objective runs; a rule may have a state"
+    """From epoch `start` on, multiply the weights of the samples by rule(model, b, t) (N,);
+    the rule is taken before the objective runs, and may have a state"""
     def wrapped(model, b, t):
         if t < start: return objective(model, b, t)
         w = rule(model, b, t)

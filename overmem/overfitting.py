@@ -25,116 +25,176 @@ from .train import read_checkpoint
 
 # %% ../nbs/40_overfitting.ipynb #c429857b
 WAYS = dict(
-    baseline='{inner}', dom_re='dom_re({inner}, T={T}, start={K})', **{k: f"remove_group({{inner}}, T={{T}}, start={{K}}, group='{k}')" for k in ('original', 'transformed')}, known='remove_known({inner}, T={T}, start={K}, n={images})',
-    dom_da_augmix='dom_da({inner}, T={T}, start={K}, transform={augmix}, iters={iters[0]}, strength={strength[0]})', dom_da_randaugment='dom_da({inner}, T={T}, start={K}, transform={randaugment}, iters={iters[1]}, strength={strength[1]})',
-    dom_re_kept="dom_re({inner}, T={T}, start={K}, divisor='kept')", dom_re_eval="dom_re({inner}, T={T}, start={K}, screen='eval')", random='remove_random({inner}, T={T}, start={K})', shorter='shorten({inner}, T={T}, start={K})',
+    baseline='{inner}', dom_re='dom_re({inner}, T={T}, start={K})',
+    **{k: f"remove_group({{inner}}, T={{T}}, start={{K}}, group='{k}')" for k in ('original', 'transformed')},
+    known='remove_known({inner}, T={T}, start={K}, n={images})',
+    dom_da_augmix='dom_da({inner}, T={T}, start={K}, transform={augmix}, iters={iters[0]}, strength={strength[0]})',
+    dom_da_randaugment='dom_da({inner}, T={T}, start={K}, transform={randaugment}, iters={iters[1]}, '
+                       'strength={strength[1]})',
+    dom_re_kept="dom_re({inner}, T={T}, start={K}, divisor='kept')",
+    dom_re_eval="dom_re({inner}, T={T}, start={K}, screen='eval')",
+    random='remove_random({inner}, T={T}, start={K})', shorter='shorten({inner}, T={T}, start={K})',
     augmix='{inner}', randaugment='{inner}')
-NAMES = dict(baseline='Baseline', dom_re='DOM_RE', augmix='AUGMIX', dom_da_augmix='DOM_DA(AUGMIX)', randaugment='RandAugment', dom_da_randaugment='DOM_DA(RandAugment)')     # the rows of the paper's tables
-TRANSFORMS = dict(augmix='augmix(per_image=False)', randaugment='randaugment(per_image=False)')             # as DOM's code has them: one draw for a batch
+# the rows of the paper's tables
+NAMES = dict(baseline='Baseline', dom_re='DOM_RE', augmix='AUGMIX', dom_da_augmix='DOM_DA(AUGMIX)',
+             randaugment='RandAugment', dom_da_randaugment='DOM_DA(RandAugment)')
+# as DOM's code has them: one draw for a batch
+TRANSFORMS = dict(augmix='augmix(per_image=False)', randaugment='randaugment(per_image=False)')
 
 def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **change) -> Training:
-    "One run in the setting `s` (a row of `NATURAL` as a namespace), some of its numbers changed; `K` is the epoch at which DOM begins, half of the epochs unless said; seeds are counted from its `first`"
+    """One run in the setting `s` (a row of `NATURAL` as a namespace), some of its numbers changed;
+    `K` is the epoch at which DOM begins, half of the epochs unless said; seeds are counted from its `first`"""
     v = vars(s) | change
     seed += v.get('first', 0)
     v['K'] = begin(v)
     objective = WAYS[way].format(**v, **TRANSFORMS, images=v['n'] or 50_000)
     views = [a for a in (v['aug'], TRANSFORMS.get(way)) if a]
     early = 0 if way in TRANSFORMS else max(0, v['K'] - 1)//v['every']*v['every']
-    return Training(f"{v['paradigm']}-{way}", v['data'], objective, v['model'], schedule(v), v['epochs'], seed, wd=v['wd'], aug=f"compose({', '.join(views)})" if len(views) > 1 else ''.join(views), shrink=v['shrink'], bs=v['bs'], n=v['n'], n_test=v['n_test'], attacks=v['attacks'], watch=v['watch'], every=v['every'], best=v['best'],
-                    device=device, precision=v['precision'], stand_in=stand_in, fork=early, trunk=v['inner'] if early else '')
+    return Training(f"{v['paradigm']}-{way}", v['data'], objective, v['model'], schedule(v), v['epochs'], seed,
+                    wd=v['wd'], aug=f"compose({', '.join(views)})" if len(views) > 1 else ''.join(views),
+                    shrink=v['shrink'], bs=v['bs'], n=v['n'], n_test=v['n_test'], attacks=v['attacks'],
+                    watch=v['watch'], every=v['every'], best=v['best'],
+                    device=device, precision=v['precision'], stand_in=stand_in, fork=early,
+                    trunk=v['inner'] if early else '')
 
 def begin(v:dict) -> int:
-    "The epoch at which DOM begins in the setting v: its `K`, half of its epochs if it has none, and in any case before the last"
+    "The epoch at which DOM begins in the setting v: its `K`, else half of its epochs, and in any case before the last"
     return min(v.get('K', v['epochs']//2), v['epochs'] - 1)
 
 def schedule(v:dict) -> str:
-    "The expression of its learning rate: `lr` itself if it is one, in which {epochs} is their number; if it is a number, a tenth of it after half of the epochs and a hundredth after three quarters (dom.md 3.2)"
+    """The expression of its learning rate: `lr` itself if it is one, in which {epochs} is their number;
+    if it is a number, a tenth of it after half of the epochs and a hundredth after three quarters (dom.md 3.2)"""
     E = v['epochs']
     if isinstance(v['lr'], str): return v['lr'].format(epochs=E)
     return f"staircase({v['lr']}, {{{E//2}: 10, {3*E//4}: 100}})"
 
 # %% ../nbs/40_overfitting.ipynb #0e697031
-_SMALL = dict(paradigm='natural', inner='adv()', data='cifar10', arch='PreActResNet 32-64-128', model='preact_resnet(32, (1, 1, 1))', shrink=2, n=2500, n_test=2000, aug='crop_flip(0)', epochs=40, every=1, bs=128, lr=.1, wd=5e-4, T=.2, iters=(3, 3), strength=(.5, .1),
+_SMALL = dict(paradigm='natural', inner='adv()', data='cifar10', arch='PreActResNet 32-64-128',
+              model='preact_resnet(32, (1, 1, 1))', shrink=2, n=2500, n_test=2000, aug='crop_flip(0)', epochs=40,
+              every=1, bs=128, lr=.1, wd=5e-4, T=.2, iters=(3, 3), strength=(.5, .1),
               attacks={}, watch=dict(clean=''), best='clean', precision='auto')
-_PAPER = dict(_SMALL, arch='PreActResNet-18', model='preact_resnet18()', shrink=1, n=0, n_test=0, aug='crop_flip(4)', epochs=300)
-NATURAL = dict(smoke=dict(_SMALL, model='preact_resnet(8, (1, 1, 1))', n=128, n_test=64, epochs=4, T=2.2, seeds=1), laptop=dict(_SMALL, seeds=8, first=10), gpu=dict(_PAPER, epochs=60, seeds=3), full=dict(_PAPER, seeds=3, precision='fp32'))
+_PAPER = dict(_SMALL, arch='PreActResNet-18', model='preact_resnet18()', shrink=1, n=0, n_test=0, aug='crop_flip(4)',
+              epochs=300)
+NATURAL = dict(smoke=dict(_SMALL, model='preact_resnet(8, (1, 1, 1))', n=128, n_test=64, epochs=4, T=2.2, seeds=1),
+               laptop=dict(_SMALL, seeds=8, first=10),
+               gpu=dict(_PAPER, epochs=60, seeds=3),
+               full=dict(_PAPER, seeds=3, precision='fp32'))
 
 # %% ../nbs/40_overfitting.ipynb #812f6ca3
-_ROBUST = dict(_SMALL, paradigm='multi-step', eps='8/255', inner='adv(pgd(8/255, 4/255, 2))', n=2000, n_test=500, every=2, T=1.5, iters=(2, 2), strength=(.5, 0.), attacks=dict(fgsm='fgsm(8/255)', pgd10='pgd(8/255, 2/255, 10)'), watch=dict(clean='', adv='pgd(8/255, 4/255, 2)'), best='pgd10')
-_ROBUST_PAPER = dict(_ROBUST, arch='PreActResNet-18', model='preact_resnet18()', inner='adv(pgd(8/255, 2/255, 10))', shrink=1, n=0, n_test=1000, aug='crop_flip(4)', epochs=200, every=1, attacks=dict(pgd10='pgd(8/255, 2/255, 10)', pgd20='pgd(8/255, 2/255, 20)'), watch=dict(clean='', adv='pgd(8/255, 2/255, 10)'), best='pgd20')
-ROBUST = dict(smoke=dict(_ROBUST, model='preact_resnet(8, (1, 1, 1))', n=128, n_test=64, epochs=4, every=1, seeds=1), laptop=dict(_ROBUST, seeds=5, first=10), gpu=dict(_ROBUST_PAPER, epochs=30, seeds=3), full=dict(_ROBUST_PAPER, n_test=0, seeds=3, precision='fp32'))
-TRADES = dict(laptop='trades(in_eval(to_clean(pgd(8/255, 4/255, 2, loss=kl_to, start=near))), 6.)', full='trades(in_eval(to_clean(pgd(8/255, 2/255, 10, loss=kl_to, start=near))), 6.)')
+_ROBUST = dict(_SMALL, paradigm='multi-step', eps='8/255', inner='adv(pgd(8/255, 4/255, 2))', n=2000, n_test=500,
+               every=2, T=1.5, iters=(2, 2), strength=(.5, 0.),
+               attacks=dict(fgsm='fgsm(8/255)', pgd10='pgd(8/255, 2/255, 10)'),
+               watch=dict(clean='', adv='pgd(8/255, 4/255, 2)'), best='pgd10')
+_ROBUST_PAPER = dict(_ROBUST, arch='PreActResNet-18', model='preact_resnet18()', inner='adv(pgd(8/255, 2/255, 10))',
+                     shrink=1, n=0, n_test=1000, aug='crop_flip(4)', epochs=200, every=1,
+                     attacks=dict(pgd10='pgd(8/255, 2/255, 10)', pgd20='pgd(8/255, 2/255, 20)'),
+                     watch=dict(clean='', adv='pgd(8/255, 2/255, 10)'), best='pgd20')
+ROBUST = dict(smoke=dict(_ROBUST, model='preact_resnet(8, (1, 1, 1))', n=128, n_test=64, epochs=4, every=1, seeds=1),
+              laptop=dict(_ROBUST, seeds=5, first=10),
+              gpu=dict(_ROBUST_PAPER, epochs=30, seeds=3),
+              full=dict(_ROBUST_PAPER, n_test=0, seeds=3, precision='fp32'))
+TRADES = dict(laptop='trades(in_eval(to_clean(pgd(8/255, 4/255, 2, loss=kl_to, start=near))), 6.)',
+              full='trades(in_eval(to_clean(pgd(8/255, 2/255, 10, loss=kl_to, start=near))), 6.)')
 
 # %% ../nbs/40_overfitting.ipynb #326b92f3
-_SINGLE = _SMALL | {k: SHALLOW[k] for k in ('arch', 'model', 'eps', 'floor', 'shrink', 'n', 'n_test', 'epochs', 'every', 'aug', 'wd', 'precision')} | dict(
-    paradigm='single-step', inner='adv(fgsm(16/255))', lr=f"triangle({SHALLOW['lr'][0]}, {{epochs}})", T=2., iters=(5, 3), strength=(.5, .1), attacks=dict(fgsm='fgsm(16/255)', pgd10='pgd(16/255, 4/255, 10)'), watch={}, best='pgd10')
-_SINGLE_PAPER = dict(_SINGLE, inner='adv(rs_fgsm(8/255, 10/255))', arch='PreActResNet-18', model='preact_resnet18()', shrink=1, n=0, n_test=1000, aug='crop_flip(4)', epochs=100, lr='triangle(.2, {epochs})', eps='8/255', floor=.2, attacks=dict(fgsm='fgsm(8/255)', pgd10='pgd(8/255, 2/255, 10)'), precision='auto')
-SINGLE = dict(smoke=dict(_SINGLE, n=128, n_test=64, epochs=4, K=2, T=2.4, seeds=1), laptop=dict(_SINGLE, K=4, seeds=5, first=10), gpu=dict(_SINGLE_PAPER, seeds=3), full=dict(_SINGLE_PAPER, n_test=0, seeds=3, precision='fp32'))
+_SINGLE = _SMALL | {k: SHALLOW[k] for k in ('arch', 'model', 'eps', 'floor', 'shrink', 'n', 'n_test',
+                                            'epochs', 'every', 'aug', 'wd', 'precision')} | dict(
+    paradigm='single-step', inner='adv(fgsm(16/255))', lr=f"triangle({SHALLOW['lr'][0]}, {{epochs}})",
+    T=2., iters=(5, 3), strength=(.5, .1), attacks=dict(fgsm='fgsm(16/255)', pgd10='pgd(16/255, 4/255, 10)'),
+    watch={}, best='pgd10')
+_SINGLE_PAPER = dict(_SINGLE, inner='adv(rs_fgsm(8/255, 10/255))', arch='PreActResNet-18', model='preact_resnet18()',
+                     shrink=1, n=0, n_test=1000, aug='crop_flip(4)', epochs=100, lr='triangle(.2, {epochs})',
+                     eps='8/255', floor=.2, attacks=dict(fgsm='fgsm(8/255)', pgd10='pgd(8/255, 2/255, 10)'),
+                     precision='auto')
+SINGLE = dict(smoke=dict(_SINGLE, n=128, n_test=64, epochs=4, K=2, T=2.4, seeds=1),
+              laptop=dict(_SINGLE, K=4, seeds=5, first=10),
+              gpu=dict(_SINGLE_PAPER, seeds=3),
+              full=dict(_SINGLE_PAPER, n_test=0, seeds=3, precision='fp32'))
 
 # %% ../nbs/40_overfitting.ipynb #e4a31777
 PAPERS = {'natural': 300, 'multi-step': 200, 'single-step': 100}          # epochs of the paper's schedules (dom.md 3)
 
 def own_setting(b) -> bool:
-    "Whether the setting `b` is the paper's own: a PreActResNet-18 on all images, trained as long, nothing changed from outside"
-    return b.model == 'preact_resnet18()' and b.n == 0 and b.epochs == PAPERS[b.paradigm] and not getattr(b, 'custom', ())
+    """Whether the setting `b` is the paper's own: a PreActResNet-18 on all images, trained as long,
+    nothing changed from outside"""
+    return (b.model == 'preact_resnet18()' and b.n == 0 and b.epochs == PAPERS[b.paradigm]
+            and not getattr(b, 'custom', ()))
 
 def overfits(acc) -> dict:
-    "The positive control of what is said about robust overfitting: accuracy under an attack (S,E), a row for each seed of plain training, falls by a tenth of itself from the epoch in which its mean is best to the last, and the interval of that fall over seeds lies above 0"
+    """The positive control of what is said about robust overfitting: accuracy under an attack (S,E), a row for each
+    seed of plain training, falls by a tenth of itself from the epoch in which its mean is best to the last, and the
+    interval of that fall over seeds lies above 0"""
     mean, _, _, low, _ = interval(1 - over(acc[:, -1], acc[:, acc.mean(0).argmax()]))
     return {'accuracy under PGD falls by a tenth of itself in plain training': bool(mean > .1 and low > 0)}
 
 # %% ../nbs/40_overfitting.ipynb #3d1cd5d0
 def groups(losses, T:float, K:int, after:int) -> tuple:
-    "(n,) bool each: loss below T after epoch K, 'original'; not then, but after epoch `after`, 'transformed'. losses (E,n), row e - 1 for epoch e"
+    """(n,) bool each: loss below T after epoch K, 'original'; not then, but after epoch `after`, 'transformed'.
+    losses (E,n), row e - 1 for epoch e"""
     then, now = losses[K - 1] < T, losses[after - 1] < T
     return then, ~then & now
 
 def relearned(losses, T:float, group, K:int) -> float:
-    "Of the samples in `group` (n,) bool whose loss is below T after an epoch from K on, the share for which it is not after the next; losses (E,n)"
+    """Of the samples in `group` (n,) bool whose loss is below T after an epoch from K on,
+    the share for which it is not after the next; losses (E,n)"""
     low = losses[K - 1:, group] < T
     return (low[:-1] & ~low[1:]).sum()/max(1, low[:-1].sum())
 
 def before_after(series, K:int, width:int=5, skip:int=2) -> tuple:
-    "Means of a series (E,...) over the last `width` epochs before the drop, and over as many that follow the first `skip` after it (dom.md C2: 145 to 149 and 152 to 156, counted from zero)"
+    """Means of a series (E,...) over the last `width` epochs before the drop,
+    and over as many that follow the first `skip` after it (dom.md C2: 145 to 149 and 152 to 156, counted from zero)"""
     return series[max(0, K - width):K].mean(0), series[min(K + skip, len(series) - 1):K + skip + width].mean(0)
 
 # %% ../nbs/40_overfitting.ipynb #540a16fe
 def test_error(checkpoint:Path, device:str='cpu', n:int=0) -> float:
     "Share of all test images, or of the first n, that a checkpoint in the folder of a run gets wrong; computed once"
     where = Path(checkpoint)
-    return 1 - compute(dict(name='right', checkpoint=f'{where.parent.name}/{where.name}', weights=digest(read_checkpoint(where)[0]), n=n, device=device), _right, ('evaluate', 'runs'))['ok'].mean()
+    return 1 - compute(dict(name='right', checkpoint=f'{where.parent.name}/{where.name}',
+                            weights=digest(read_checkpoint(where)[0]), n=n, device=device),
+                       _right, ('evaluate', 'runs'))['ok'].mean()
 
 def _right(config):
     _, model, te = restored(runs_dir()/config['checkpoint'], config['n'], config['device'])
     return dict(ok=correct(model, te.x, te.y).cpu())
 
 def pgd20_error(checkpoint:Path, eps:str, n:int, device:str='cpu') -> float:
-    "Share of the first n test images (0: of all) that a checkpoint in the folder of a run gets wrong under PGD-20 of radius `eps`; computed once"
+    """Share of the first n test images (0: of all) that a checkpoint in the folder of a run gets wrong
+    under PGD-20 of radius `eps`; computed once"""
     where = Path(checkpoint)
-    return 1 - compute(dict(name='pgd20', checkpoint=f'{where.parent.name}/{where.name}', weights=digest(read_checkpoint(where)[0]), n=n, eps=eps, device=device, attack=PGD20['pgd20']), _resists, ('evaluate', 'runs'))['ok'].mean()
+    return 1 - compute(dict(name='pgd20', checkpoint=f'{where.parent.name}/{where.name}',
+                            weights=digest(read_checkpoint(where)[0]), n=n, eps=eps, device=device,
+                            attack=PGD20['pgd20']),
+                       _resists, ('evaluate', 'runs'))['ok'].mean()
 
 def _resists(config):
     _, model, te = restored(runs_dir()/config['checkpoint'], config['n'], config['device'])
-    return dict(ok=evaluate(model, te.x, te.y, dict(pgd20=make(config['attack'].format(e=f"({config['eps']})"))))['pgd20'].cpu())
+    return dict(ok=evaluate(model, te.x, te.y,
+                            dict(pgd20=make(config['attack'].format(e=f"({config['eps']})"))))['pgd20'].cpu())
 
 # %% ../nbs/40_overfitting.ipynb #f353d1e2
-EDGES = (.5, 1., 1.5, 2., 2.5)                                           # of the paper's bins of the loss in adversarial training
+EDGES = (.5, 1., 1.5, 2., 2.5)  # of the paper's bins of the loss in adversarial training
 
 def shares_panel(ax, x, losses):
     "Stacked shares of the samples in the paper's six bins. x (E,) epochs, losses (S,E,n); mean over the seeds"
-    ax.stackplot(x, np.mean([loss_shares(L, EDGES) for L in losses], 0).T, labels=[f'< {e:g}' for e in EDGES] + [f'≥ {EDGES[-1]:g}'], colors=sns.color_palette('rocket', 6))
+    ax.stackplot(x, np.mean([loss_shares(L, EDGES) for L in losses], 0).T,
+                 labels=[f'< {e:g}' for e in EDGES] + [f'≥ {EDGES[-1]:g}'], colors=sns.color_palette('rocket', 6))
     ax.set(ylim=(0, 1))
 
 def tenths_panel(ax, x, shared):
-    "Overlap of the ten groups by natural and by adversarial loss, dark: the lowest losses; dotted: chance. shared (S,E,10) as `dom.overlap` gives it"
+    """Overlap of the ten groups by natural and by adversarial loss, dark: the lowest losses; dotted: chance.
+    shared (S,E,10) as `dom.overlap` gives it"""
     for k, c in enumerate(sns.color_palette('viridis', 10)): curves(ax, x, shared[:, :, k], '', c, each=False)
     ax.axhline(.1, ls=':', lw=.6, color='k')
     ax.set(ylim=(0, 1), ylabel='overlap')
 
 def robust_bars(ax, last:dict, names:dict=NAMES):
-    "For each way, called as `names` says, the accuracy under PGD-20 beside that under AutoAttack (hatched), points are seeds. last {way: (pgd20 (S,), autoattack (S,))}"
+    """For each way, called as `names` says, the accuracy under PGD-20 beside that under AutoAttack (hatched),
+    points are seeds. last {way: (pgd20 (S,), autoattack (S,))}"""
     for j, (way, pair) in enumerate(last.items()):
         for v, dx, hatch in zip(pair, (-.2, .2), ('', '///')):
-            ax.bar(j + dx, v.mean(), .4, color=color(way), alpha=.4, hatch=hatch); ax.scatter([j + dx]*len(v), v, s=8, color=color(way))
-    ax.set(xticks=range(len(last)), xticklabels=[names[way].replace('(', '\n(') for way in last], ylabel='PGD-20, AutoAttack (hatched)', ylim=(0, max(.1, 1.05*max(v.max() for pair in last.values() for v in pair))))
+            ax.bar(j + dx, v.mean(), .4, color=color(way), alpha=.4, hatch=hatch)
+            ax.scatter([j + dx]*len(v), v, s=8, color=color(way))
+    ax.set(xticks=range(len(last)), xticklabels=[names[way].replace('(', '\n(') for way in last],
+           ylabel='PGD-20, AutoAttack (hatched)',
+           ylim=(0, max(.1, 1.05*max(v.max() for pair in last.values() for v in pair))))
     ax.tick_params(axis='x', labelsize=6)

@@ -38,13 +38,16 @@ def spread(
     tick:Callable=lambda: None,   # called every second while other processes work
     told:Callable=str             # names an item in a message
     ) -> list:
-    "[f(v) for v in items]. With several jobs the others are finished when one fails, then RunFailed names the first that did; a BadRequest comes back as it is"
+    """[f(v) for v in items]; with several jobs the others are finished when one fails.
+    Then RunFailed names the first that did; a BadRequest comes back as it is"""
     if not items: return []
     if alone(jobs, len(items)): return [f(v) for v in items]
     found = (on_slurm if executor() == 'slurm' else _in_processes)(f, items, jobs, tick, uuid.uuid4().hex)
     failed = [(e, v) for (_, e), v in zip(found, items) if e]
     if failed and isinstance(failed[0][0], BadRequest): raise failed[0][0]
-    if failed: raise RunFailed(f'{len(failed)} of {len(items)} runs failed; the first, {told(failed[0][1])}: {failed[0][0]}') from failed[0][0]
+    if failed:
+        raise RunFailed(f'{len(failed)} of {len(items)} runs failed; '
+                        f'the first, {told(failed[0][1])}: {failed[0][0]}') from failed[0][0]
     return [value for value, _ in found]
 
 def alone(jobs:int, n:int) -> bool:
@@ -54,7 +57,8 @@ def alone(jobs:int, n:int) -> bool:
 def _in_processes(f, items, jobs, tick, batch):
     "[(value, None) or (None, exception)]"
     threads = max(1, torch.get_num_threads()//jobs)
-    with ProcessPoolExecutor(min(jobs, len(items)), multiprocessing.get_context('spawn'), _start, (threads, os.getpid(), batch)) as pool:
+    with ProcessPoolExecutor(min(jobs, len(items)), multiprocessing.get_context('spawn'), _start,
+                             (threads, os.getpid(), batch)) as pool:
         pending = [pool.submit(f, v) for v in items]
         waiting = set(pending)
         try:
@@ -65,7 +69,8 @@ def _in_processes(f, items, jobs, tick, batch):
     return [(None, e) if (e := p.exception()) else (p.result(), None) for p in pending]
 
 def once(d:Path, f:Callable):
-    "f(d), for a folder d, but in all processes of one `spread` together only once: what is to be done again (`force`) is not done three times because a row was sent again or stands there twice"
+    """f(d), for a folder d, but in all processes of one `spread` together only once:
+    what is to be done again (`force`) is not done three times because a row was sent again or stands there twice"""
     batch, mark = os.environ.get('OVERMEM_BATCH'), Path(d)/'.batch'
     if batch and mark.is_file() and mark.read_text() == batch: return
     f(d)

@@ -14,14 +14,18 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 
 # %% ../nbs/04_plots.ipynb #84d745be
-METHODS = ('rs_fgsm_2eps', 'fgsm', 'rs_fgsm', 'n_fgsm', 'zerograd', 'multigrad', 'pgd2', 'pgd10', 'clean', 'zerograd_zero', 'ERM', 'MAT', 'grad_align', 'free_at', 'zerograd_random', 'zerograd_largest', 'zerograd_reset', 'rs_fgsm_short',
-           'baseline', 'dom_re', 'augmix', 'dom_da_augmix', 'randaugment', 'dom_da_randaugment', 'original', 'transformed')
+METHODS = ('rs_fgsm_2eps', 'fgsm', 'rs_fgsm', 'n_fgsm', 'zerograd', 'multigrad', 'pgd2', 'pgd10', 'clean',
+           'zerograd_zero', 'ERM', 'MAT', 'grad_align', 'free_at', 'zerograd_random', 'zerograd_largest',
+           'zerograd_reset', 'rs_fgsm_short', 'baseline', 'dom_re', 'augmix', 'dom_da_augmix', 'randaugment',
+           'dom_da_randaugment', 'original', 'transformed')
 
 def style():
     "Set the house style of figures and tables; call it once at the head of a notebook"
     pd.set_option('display.max_colwidth', None)
-    sns.set_theme('paper', 'ticks', 'colorblind', rc={'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False,
-        'figure.constrained_layout.use': True, 'figure.dpi': 96, 'savefig.dpi': 150, 'svg.hashsalt': 'overmem', 'svg.fonttype': 'none', 'font.size': 9})
+    sns.set_theme('paper', 'ticks', 'colorblind', rc={
+        'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False,
+        'figure.constrained_layout.use': True, 'figure.dpi': 96, 'savefig.dpi': 150, 'svg.hashsalt': 'overmem',
+        'svg.fonttype': 'none', 'font.size': 9})
     if 'inline' in matplotlib.get_backend():
         from matplotlib_inline.backend_inline import set_matplotlib_formats
         set_matplotlib_formats('svg', metadata=dict(Date=None))
@@ -49,11 +53,14 @@ def panels(n:int, width:float=2.3, height:float=2., cols:int=4, **kw):
     return fig, list(axes.flat[:n])
 
 def number_map(values, rows, cols, said, label:str, size=(.9, .6)):
-    "Figure and axes of a table of numbers as colours: values (R, C), the names of its rows and columns, what to write in each cell, the label of the colours; `size` of a cell in inches"
+    """Figure and axes of a table of numbers as colours: values (R, C), the names of its rows and columns, what to write
+    in each cell, the label of the colours; `size` of a cell in inches"""
     values = np.asarray(values, float)
     fig, ax = plt.subplots(figsize=(1.7 + size[0]*len(cols), .7 + size[1]*len(rows)))
     shown = ax.imshow(values, cmap='viridis', vmin=0, vmax=max(np.nanmax(values), .01), aspect='auto')
-    for i, j in np.ndindex(values.shape): ax.text(j, i, said[i][j], ha='center', va='center', color='w' if values[i, j] < .6*np.nanmax(values) else 'k', fontsize=8)
+    for i, j in np.ndindex(values.shape):
+        ax.text(j, i, said[i][j], ha='center', va='center', color='w' if values[i, j] < .6*np.nanmax(values) else 'k',
+                fontsize=8)
     ax.set(xticks=range(len(cols)), xticklabels=cols, yticks=range(len(rows)), yticklabels=rows)
     ax.spines[:].set_visible(False); ax.tick_params(length=0)
     fig.colorbar(shown, label=label)
@@ -95,14 +102,17 @@ def acc_vs_eps(acc:dict, eps, ax=None):
 
 # %% ../nbs/04_plots.ipynb #7e6fb55d
 def group_curves(ax, acc:dict):
-    "acc {'majority train': (E,), 'minority test': (E,), ...}: train black, test red, minority dashed; labels carry the last value"
+    """acc {'majority train': (E,), 'minority test': (E,), ...}: train black, test red, minority dashed;
+    labels carry the last value"""
     for name, a in acc.items():
-        ax.plot(range(1, len(a) + 1), a, lw=1.4, color='k' if 'train' in name else 'tab:red', ls='--' if 'minority' in name else '-', label=f'{name}: {a[-1]:.3f}')
+        ax.plot(range(1, len(a) + 1), a, lw=1.4, color='k' if 'train' in name else 'tab:red',
+                ls='--' if 'minority' in name else '-', label=f'{name}: {a[-1]:.3f}')
     ax.set(xlabel='epoch', ylabel='accuracy', ylim=(-.02, 1.02))
     ax.legend(loc='best', fontsize=7)
 
 def decision_plane(ax, w, x, y):
-    "Regions of sigmoid(10 (z1 - z0)) for weights w (2, d) over core and spurious input, white line at 1/2; points x (n, >=2) coloured by y"
+    """Regions of sigmoid(10 (z1 - z0)) for weights w (2, d) over core and spurious input, white line at 1/2;
+    points x (n, >=2) coloured by y"""
     core, spurious = np.meshgrid(np.linspace(-2, 2, 100), np.linspace(-10, 10, 100))
     gap = (w[1, 0] - w[0, 0])*core + (w[1, 1] - w[0, 1])*spurious
     p = 1/(1 + np.exp(-np.clip(10*gap, -50, 50)))

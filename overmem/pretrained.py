@@ -20,11 +20,14 @@ from .models import Net, Normalize
 WEIGHTS = 'resnet50-0676ba61.pth'                                        # torchvision's first version
 
 def pretrained_resnet50(K:int=2) -> Net:
-    "torchvision's ResNet-50 with its ImageNet weights and a new head: (N,3,224,224) in [0,1] -> (N,K), features (N,2048)"
+    "torchvision's ResNet-50, ImageNet weights and a new head: (N,3,224,224) in [0,1] -> (N,K), features (N,2048)"
     file, net = data_dir()/WEIGHTS, import_torchvision().models.resnet50()
-    if not file.is_file(): raise BadRequest(f'{file} is missing: download https://download.pytorch.org/models/{WEIGHTS} and save it there')
+    if not file.is_file():
+        raise BadRequest(f'{file} is missing: download https://download.pytorch.org/models/{WEIGHTS} and save it there')
     try: net.load_state_dict(torch.load(file, 'cpu', weights_only=True))
-    except Exception as e: raise BadRequest(f'{file} does not hold the weights of a ResNet-50 ({str(e).splitlines()[0]}): download it again') from None
+    except Exception as e:
+        raise BadRequest(f'{file} does not hold the weights of a ResNet-50 ({str(e).splitlines()[0]}): '
+                         'download it again') from None
     net.fc = nn.Identity()
     return Net(nn.Sequential(Normalize((.485, .456, .406), (.229, .224, .225)), net), nn.Linear(2048, K))
 
@@ -35,11 +38,13 @@ _FILES = ('config.json', 'vocab.txt', 'model.safetensors')
 def _bert():
     "(the module transformers, the folder with BERT's files)"
     d = data_dir()/BERT
-    import_torchvision()                                                 # transformers imports it, too, and fails where it was made for another torch
+    import_torchvision()  # transformers imports it, too, and fails where it was made for another torch
     try: import transformers
     except ImportError: raise BadRequest("texts need transformers: pip install 'overmem[text]'") from None
     missing = [f for f in _FILES if not (d/f).is_file()]
-    if missing: raise BadRequest(f"{d/missing[0]} is missing: download {', '.join(_FILES)} of google-bert/{BERT} from huggingface.co into {d}")
+    if missing:
+        raise BadRequest(f"{d/missing[0]} is missing: "
+                         f"download {', '.join(_FILES)} of google-bert/{BERT} from huggingface.co into {d}")
     return transformers, d
 
 def bert_weights():
@@ -47,9 +52,10 @@ def bert_weights():
     return _bert()[1]/_FILES[-1]
 
 def tokens(texts:Sequence, seconds:Sequence|None=None, length:int=128) -> Tensor:
-    "(n,length,3) int32 of texts, or of pairs of sentences: token, 1 where there is one, 1 in the second sentence; the end of a longer one is cut off"
+    "(n,length,3) int32 of texts or sentence pairs, cut to `length`: token, 1 if there is one, 1 in the second sentence"
     transformers, d = _bert()
-    tokenizer, out = transformers.BertTokenizerFast(str(d/'vocab.txt'), do_lower_case=True), np.empty((len(texts), length, 3), np.int32)
+    tokenizer, out = (transformers.BertTokenizerFast(str(d/'vocab.txt'), do_lower_case=True),
+                      np.empty((len(texts), length, 3), np.int32))
     with progress(len(texts), 'tokens', 'text') as bar:
         for k in range(0, len(texts), 10_000):
             pair = [list(v[k:k + 10_000]) for v in (texts, seconds) if v is not None]
@@ -63,9 +69,15 @@ class Bert(nn.Module):
     def __init__(self):
         super().__init__()
         transformers, d = _bert()
-        try: self.net, about = transformers.BertModel.from_pretrained(d, local_files_only=True, attn_implementation='eager', dtype=torch.float32, output_loading_info=True)
-        except Exception as e: raise BadRequest(f'{d} does not hold the weights of BERT ({str(e).splitlines()[0]}): download them again') from None
-        if about['missing_keys']: raise BadRequest(f"{d} does not hold the weights of BERT (no {sorted(about['missing_keys'])[0]}): download them again")
+        try:
+            self.net, about = transformers.BertModel.from_pretrained(
+                d, local_files_only=True, attn_implementation='eager', dtype=torch.float32, output_loading_info=True)
+        except Exception as e:
+            raise BadRequest(f'{d} does not hold the weights of BERT ({str(e).splitlines()[0]}): '
+                             'download them again') from None
+        if about['missing_keys']:
+            raise BadRequest(f"{d} does not hold the weights of BERT (no {sorted(about['missing_keys'])[0]}): "
+                             'download them again')
     def forward(self, x):
         token, is_one, second = x.long().unbind(-1)
         return self.net(input_ids=token, attention_mask=is_one, token_type_ids=second).pooler_output

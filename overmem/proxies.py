@@ -57,10 +57,12 @@ def grand(model:nn.Module, images:Images) -> np.ndarray:
 
 def sensitivity(model, images:Images) -> np.ndarray:
     "Norm (n,) of each example's loss gradient in its pixels"
-    with evaluating(model): return _over(images, lambda x, y: input_grad(model, x, y, torch.zeros_like(x)).flatten(1).norm(dim=1))
+    with evaluating(model):
+        return _over(images, lambda x, y: input_grad(model, x, y, torch.zeros_like(x)).flatten(1).norm(dim=1))
 
 def curvature(model, images:Images, h:float=1e-3, n:int=10, seed:int=0) -> np.ndarray:
-    "Mean (n,) over `n` random sign vectors v of ||grad(x + h v) - grad(x)||^2, gradients of the loss in the pixels (Garg et al. 2024)"
+    """Mean (n,) over `n` random sign vectors v of ||grad(x + h v) - grad(x)||^2,
+    gradients of the loss in the pixels (Garg et al. 2024)"""
     def bend(x, y):
         g = input_grad(model, x, y, torch.zeros_like(x))
         signs = (torch.randint(2, x.shape, device=x.device)*2. - 1 for _ in range(n))
@@ -75,7 +77,7 @@ class Proxies(NamedTuple):
     right: np.ndarray             # (n,) bool, after training
 
 def proxies_of(build:Callable, r:Recipe, tr:Images, seed:int=0, early:int=0, every:int=0) -> Proxies:
-    "Train one network on all of `tr` and take every proxy; `early` (default a tenth of the epochs) and `every` (default an eighth) in epochs"
+    "Train one network on all of `tr` and take every proxy; `early` and `every` in epochs (default: a tenth, an eighth)"
     early, every = early or max(1, r.epochs//10), every or max(1, r.epochs//8)
     history, seconds, found = History(r.epochs, len(tr.y), device=r.device), {}, {}
     def take(name, f, model):
@@ -90,14 +92,18 @@ def proxies_of(build:Callable, r:Recipe, tr:Images, seed:int=0, early:int=0, eve
     began = time.time()
     fitted(build, r, tr, torch.arange(len(tr.y)), seed, history, [history.close, look])
     seconds['training'] = time.time() - began - sum(seconds.values())
-    free = dict(csl=csl(history.losses), forgetting=forgetting(history.right), late=late(history.right), final_loss=history.losses[-1])
-    return Proxies(free | {k: np.mean(v, 0) for k, v in found.items()}, dict.fromkeys(free, 0.) | seconds, history.right[-1])
+    free = dict(csl=csl(history.losses), forgetting=forgetting(history.right), late=late(history.right),
+                final_loss=history.losses[-1])
+    return Proxies(free | {k: np.mean(v, 0) for k, v in found.items()}, dict.fromkeys(free, 0.) | seconds,
+                   history.right[-1])
 
 # %% ../nbs/39_proxies.ipynb #296bba26
 def agreement(proxy, mem, share:float=.1) -> dict:
-    "{spearman, overlap}: rank correlation of a proxy (n,) with mem (n,), and the share of the highest `share` by mem that are also highest by the proxy"
+    """{spearman, overlap}: rank correlation of a proxy (n,) with mem (n,),
+    and the share of the highest `share` by mem that are also highest by the proxy"""
     proxy, mem = np.asarray(proxy, float), np.asarray(mem, float)
     known = ~np.isnan(proxy + mem)
     proxy, mem, k, rng = proxy[known], mem[known], max(1, round(share*known.sum())), np.random.default_rng(0)
-    def top(v): return set(np.lexsort((rng.random(len(v)), -v))[:k].tolist())                       # equal numbers in random order
-    return dict(spearman=float(stats.spearmanr(proxy, mem)[0]), overlap=float(np.mean([len(top(proxy) & top(mem))/k for _ in range(20)])))
+    def top(v): return set(np.lexsort((rng.random(len(v)), -v))[:k].tolist())  # equal numbers in random order
+    return dict(spearman=float(stats.spearmanr(proxy, mem)[0]),
+                overlap=float(np.mean([len(top(proxy) & top(mem))/k for _ in range(20)])))

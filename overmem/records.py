@@ -23,7 +23,9 @@ class Metrics:
     def __init__(self, path:Path, keep:int=0):
         self.path = Path(path)
         rows = read_metrics(self.path)[:keep] if keep else []
-        if len(rows) < keep: raise RunFailed(f'{self.path} holds {len(rows)} rows, its checkpoint expects {keep}: delete the folder and run again')
+        if len(rows) < keep:
+            raise RunFailed(f'{self.path} holds {len(rows)} rows, its checkpoint expects {keep}: '
+                            'delete the folder and run again')
         write_text(self.path, ''.join(json.dumps(r) + '\n' for r in rows))
     def __call__(self, **row):
         with open(self.path, 'a') as f: f.write(json.dumps(row) + '\n')
@@ -32,9 +34,10 @@ def read_metrics(path:Path) -> list:
     "Rows of a .jsonl file (none if there is no file); a last line cut short by a kill is left out"
     if not Path(path).exists(): return []
     try:
-        rows = [json.loads(l) for l in Path(path).read_bytes().split(b'\n')[:-1]]       # what follows the last newline was never finished
+        rows = [json.loads(l) for l in Path(path).read_bytes().split(b'\n')[:-1]]  # what follows was never finished
         if not all(isinstance(r, dict) for r in rows): raise ValueError('a line is no row')
-    except (ValueError, RecursionError) as e: raise RunFailed(f'{path} is damaged ({e}): delete its folder and run again') from None
+    except (ValueError, RecursionError) as e:
+        raise RunFailed(f'{path} is damaged ({e}): delete its folder and run again') from None
     return rows
 
 # %% ../nbs/11_records.ipynb #ad3f5c5c
@@ -47,18 +50,21 @@ def _save(file, a):
 def pages(file:Path|None, epochs:int, n:int, keep:int=0, dtype=np.float32, empty=np.nan) -> np.ndarray:
     "(E,n) numbers, a page for each epoch: in memory, or in `file`, of which the first `keep` pages stay"
     if not file: return np.full((epochs, n), empty, dtype)
-    if not keep: _save(file, np.full((epochs, n), empty, dtype))         # all of it now: where the disk is full later, writing to a mapped file would end the process
+    # all of it now: where the disk is full later, writing to a mapped file would end the process
+    if not keep: _save(file, np.full((epochs, n), empty, dtype))
     a = np.load(file, mmap_mode='r+')
     a[keep:] = empty
     return a
 
 class History:
-    "Loss (E,n) float32 and correctness (E,n) bool of every sample in every epoch, as seen in training; nan where a sample was not seen"
+    "Loss (E,n) float32 and correctness (E,n) bool of each sample in each epoch, as seen in training; nan if not seen"
     def __init__(self, epochs:int, n:int, folder:Path|None=None, keep:int=0, device='cpu'):
         "In memory, or as `losses.npy` and `right.npy` in `folder`, of which the first `keep` epochs stay"
         file = lambda name: folder and Path(folder)/f'{name}.npy'
-        self.losses, self.right = pages(file('losses'), epochs, n, keep), pages(file('right'), epochs, n, keep, bool, False)
-        self.state = dict(losses=torch.full((n,), torch.nan, device=device), right=torch.zeros(n, dtype=torch.bool, device=device))
+        self.losses, self.right = (pages(file('losses'), epochs, n, keep),
+                                   pages(file('right'), epochs, n, keep, bool, False))
+        self.state = dict(losses=torch.full((n,), torch.nan, device=device),
+                          right=torch.zeros(n, dtype=torch.bool, device=device))
     def __call__(self, epoch, b, s):
         self.state['losses'][b.i] = s.losses.detach().float()
         self.state['right'][b.i] = s.logits.argmax(-1) == b.y
@@ -71,23 +77,26 @@ class History:
             self.state[name].fill_(empty)
 
 def loss_shares(losses, edges) -> np.ndarray:
-    "Share of the samples whose loss falls in each of the bins [0, e1), [e1, e2), ..., [ek, inf): losses (..., n) -> (..., k + 1)"
+    "Share of the samples whose loss is in each bin [0, e1), [e1, e2), ..., [ek, inf): losses (..., n) -> (..., k + 1)"
     which = np.searchsorted(np.asarray(edges), np.asarray(losses), side='right')
     return np.stack([(which == k).mean(-1) for k in range(len(edges) + 1)], -1)
 
 # %% ../nbs/11_records.ipynb #7744d9f5
 def imprint(d:Path, keep:int|None=None) -> dict:
-    "{file: fingerprint} of metrics.jsonl and of the pages in the folder of a run; of their first `keep` epochs, if that is given"
+    "{file: fingerprint} of metrics.jsonl and of the pages in a run's folder; of their first `keep` epochs, if given"
     def pages_of(f):
         try: return torch.from_numpy(np.load(f, mmap_mode='c')[:keep])
         except Exception as e: raise RunFailed(f'{f} is damaged ({e}): delete its folder and run again') from None
-    return {'metrics.jsonl': digest({}, json.dumps(read_metrics(Path(d)/'metrics.jsonl')[:keep]))} | {f.name: digest(dict(pages=pages_of(f))) for f in sorted(Path(d).glob('*.npy'))}
+    return ({'metrics.jsonl': digest({}, json.dumps(read_metrics(Path(d)/'metrics.jsonl')[:keep]))}
+            | {f.name: digest(dict(pages=pages_of(f))) for f in sorted(Path(d).glob('*.npy'))})
 
 def intact(d:Path, then:dict, keep:int|None=None):
     "RunFailed names the first file in the folder of a run whose imprint is another than `then`, or that is gone"
     now = imprint(d, keep)
     bad = [f for f in then if now.get(f) != then[f]]
-    if bad: raise RunFailed(f'{Path(d)/bad[0]} is damaged (it is not what the run left there): delete its folder and run again')
+    if bad:
+        raise RunFailed(f'{Path(d)/bad[0]} is damaged (it is not what the run left there): '
+                        'delete its folder and run again')
 
 def seal(d:Path):
     "Mark a folder as that of a finished run, with the imprint of what it leaves"
@@ -97,13 +106,14 @@ def unsealed(d:Path) -> bool:
     "Whether a run is still to be finished; RunFailed if it is finished, and its files are no longer those that it left"
     if not (Path(d)/'DONE').exists(): return True
     try: then = dict(json.loads((Path(d)/'DONE').read_bytes()))
-    except (ValueError, TypeError) as e: raise RunFailed(f'{d}/DONE is damaged ({e}): delete its folder and run again') from None
+    except (ValueError, TypeError) as e:
+        raise RunFailed(f'{d}/DONE is damaged ({e}): delete its folder and run again') from None
     intact(d, then)
     return False
 
 # %% ../nbs/11_records.ipynb #14ce086d
 def keep_array(a) -> str:
-    "The name under which an array is kept in the folder of runs from now on: the fingerprint of its type, shape and content"
+    "The name under which an array is kept in the folder of runs from now on: a fingerprint of type, shape and content"
     a = np.ascontiguousarray(a)
     name = f'array-{_print(a)}.npy'
     if not (runs_dir()/name).exists(): _save(runs_dir()/name, a)
@@ -118,14 +128,18 @@ def kept_array(name:str, *keys:str) -> np.ndarray:
     try: arrays = read_arrays(file)
     except ValueError as e: raise BadRequest(f'{file} is no array, or damaged ({e})') from None
     found = [k for k in ('', *keys) if k in arrays]
-    if not found: raise BadRequest(f"{file} holds none of {', '.join(keys) or 'the arrays that are needed here'}: {nearest('', arrays)}")
+    if not found:
+        raise BadRequest(f"{file} holds none of {', '.join(keys) or 'the arrays that are needed here'}: "
+                         f"{nearest('', arrays)}")
     a = arrays[found[0]]
-    if file.parent == runs_dir() and name.startswith('array-') and name != f'array-{_print(a)}.npy': raise RunFailed(f'{file} is damaged: delete it and run again')
+    if file.parent == runs_dir() and name.startswith('array-') and name != f'array-{_print(a)}.npy':
+        raise RunFailed(f'{file} is damaged: delete it and run again')
     return a
 
 # %% ../nbs/11_records.ipynb #0d38b051
 def collapse(pgd, fgsm, once:float=.2, drop:float=.5, gap:float=.05) -> int|None:
-    "Index of the first evaluation at which catastrophic overfitting shows (zerograd.md section 7), or None. Accuracies in [0,1]"
+    """Index of the first evaluation at which catastrophic overfitting shows (zerograd.md section 7), or None.
+    Accuracies in [0,1]"""
     pgd, fgsm = np.asarray(pgd, float), np.asarray(fgsm, float)
     best = np.maximum.accumulate(pgd)
     hit = (best >= once) & (pgd < drop*best) & (fgsm >= pgd + gap)

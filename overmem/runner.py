@@ -19,7 +19,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from .base import BadRequest, RunFailed, data_dir, home, nearest, packaged, results_dir, runs_dir, writable, write_text
+from .base import (BadRequest, RunFailed, data_dir, home, nearest, packaged, results_dir, runs_dir, writable,
+                          write_text)
 from .cluster import executor
 
 # %% ../nbs/41_runner.ipynb #4042e8f8
@@ -46,15 +47,19 @@ def describe(path:Path) -> dict:
         if 'EXPERIMENT' not in ''.join(c['source']): continue
         try:
             for n in ast.parse(_plain(c)).body:
-                if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == 'EXPERIMENT': return _literal(n.value)
-        except (SyntaxError, ValueError) as e: raise BadRequest(f'{path}: its EXPERIMENT cell is not a literal ({e})') from None
+                if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == 'EXPERIMENT':
+                    return _literal(n.value)
+        except (SyntaxError, ValueError) as e:
+            raise BadRequest(f'{path}: its EXPERIMENT cell is not a literal ({e})') from None
     raise BadRequest(f'{path} has no cell `EXPERIMENT = dict(...)`')
 
-def _plain(cell): return ''.join('\n' if l.lstrip().startswith(('%', '!')) else l for l in ''.join(cell['source']).splitlines(True))
+def _plain(cell):
+    return ''.join('\n' if l.lstrip().startswith(('%', '!')) else l for l in ''.join(cell['source']).splitlines(True))
 
 def _literal(n):
     "literal_eval that also reads dict(a=1)"
-    if isinstance(n, ast.Call) and getattr(n.func, 'id', '') == 'dict' and not n.args: return {k.arg: _literal(k.value) for k in n.keywords}
+    if isinstance(n, ast.Call) and getattr(n.func, 'id', '') == 'dict' and not n.args:
+        return {k.arg: _literal(k.value) for k in n.keywords}
     if isinstance(n, ast.Dict): return {_literal(k): _literal(v) for k, v in zip(n.keys, n.values)}
     if isinstance(n, (ast.List, ast.Tuple)): return [_literal(e) for e in n.elts]
     return ast.literal_eval(n)
@@ -62,24 +67,31 @@ def _literal(n):
 def parameters(path:Path) -> list:
     "Parameters of a notebook, in order, with default and the comment behind each"
     tagged = [c for c in _cells(path) if 'parameters' in c.get('metadata', {}).get('tags', [])]
-    if len(tagged) != 1: raise BadRequest(f"{path} has {len(tagged) or 'no'} cell{'s' if len(tagged) > 1 else ''} tagged 'parameters': give exactly one that tag (JupyterLab: property inspector, cell tags)")
+    if len(tagged) != 1:
+        raise BadRequest(f"{path} has {len(tagged) or 'no'} cell{'s' if len(tagged) > 1 else ''} tagged 'parameters': "
+                         "give exactly one that tag (JupyterLab: property inspector, cell tags)")
     text = ''.join(tagged[0]['source'])
     lines = text.splitlines()
-    try: return [Parameter(n.targets[0].id, ast.literal_eval(n.value), lines[n.lineno - 1].partition('#')[2].strip()) for n in ast.parse(text).body if isinstance(n, ast.Assign)]
-    except (SyntaxError, ValueError) as e: raise BadRequest(f'{path}: its parameters cell must hold lines like `name = 3  # help` ({e})') from None
+    try:
+        return [Parameter(n.targets[0].id, ast.literal_eval(n.value), lines[n.lineno - 1].partition('#')[2].strip())
+                for n in ast.parse(text).body if isinstance(n, ast.Assign)]
+    except (SyntaxError, ValueError) as e:
+        raise BadRequest(f'{path}: its parameters cell must hold lines like `name = 3  # help` ({e})') from None
 
 # %% ../nbs/41_runner.ipynb #32972874
 def select(names) -> dict:
-    "{name: path} of the experiments that names or patterns ('dom_*', 'all') stand for; a figure or table that shares a notebook is found by its own name, too"
+    """{name: path} of the experiments that names or patterns ('dom_*', 'all') stand for;
+    a figure or table that shares a notebook is found by its own name, too"""
     have, out = experiments(), {}
     for n in names:
-        hits = {k: v for k, v in have.items() if n == 'all' or fnmatch(k, n)} or {k: v for k, v in have.items() if n in describe(v).get('also', ())}
+        hits = ({k: v for k, v in have.items() if n == 'all' or fnmatch(k, n)}
+                or {k: v for k, v in have.items() if n in describe(v).get('also', ())})
         if not hits: raise BadRequest(f"no experiment '{n}': {nearest(n, have)}")
         out |= hits
     return out
 
 def parsed(pairs, path:Path) -> dict:
-    "{name: value} of 'key=value' texts, each checked against the notebook's parameters and converted to the type of its default"
+    "{name: value} of 'key=value' texts, checked against the notebook's parameters, each in the type of its default"
     known, out = {p.name: p for p in parameters(path)}, {}
     for pair in pairs:
         key, eq, text = pair.partition('=')
@@ -95,7 +107,10 @@ def _convert(text, p):
         if kind is bool: return dict(true=True, false=False, yes=True, no=False)[text.lower()]
         if kind is float and '/' in text: a, b = text.split('/'); return float(a)/float(b)
         return kind(text)
-    except (ValueError, KeyError, ZeroDivisionError): raise BadRequest(f"parameter {p.name}={text}: expected {'true or false' if kind is bool else 'a whole number' if kind is int else 'a number'}") from None
+    except (ValueError, KeyError, ZeroDivisionError):
+        raise BadRequest(
+            f"parameter {p.name}={text}: expected "
+            f"{'true or false' if kind is bool else 'a whole number' if kind is int else 'a number'}") from None
 
 # %% ../nbs/41_runner.ipynb #6d94508d
 def execute(name:str, path:Path, params:dict, stream=None) -> Path:
@@ -107,19 +122,24 @@ def execute(name:str, path:Path, params:dict, stream=None) -> Path:
     out = writable(runs_dir()/'notebooks')/f"{name}-{params['budget']}-{os.getpid()}.ipynb"
     folder = writable(results_dir()/name)/('custom' if customised(path, params) else params['budget'])
     try:
-        papermill.execute_notebook(str(path), str(out), params, kernel_name='python3', cwd=str(home()), progress_bar=False, stderr_file=stream,
-                                   config=Config({'AsyncKernelManager': {'transport_encryption': 'auto'}, 'NotebookClient': {'extra_arguments': ['--log-level=50']}}))      # no chatter of the kernel
+        papermill.execute_notebook(
+            str(path), str(out), params, kernel_name='python3', cwd=str(home()), progress_bar=False, stderr_file=stream,
+            config=Config({'AsyncKernelManager': {'transport_encryption': 'auto'},
+                           'NotebookClient': {'extra_arguments': ['--log-level=50']}}))  # no chatter of the kernel
     except papermill.PapermillExecutionError as e:
         if e.ename == 'BadRequest': raise BadRequest(f'{name}: {e.evalue}') from None
-        raise RunFailed(f'{name} failed in cell {e.exec_count} ({e.ename}: {e.evalue}); earlier results are untouched, the notebook up to there is {out}') from None
+        raise RunFailed(f'{name} failed in cell {e.exec_count} ({e.ename}: {e.evalue}); '
+                        f'earlier results are untouched, the notebook up to there is {out}') from None
     except OSError as e: raise RunFailed(f'{name}: {e}; earlier results are untouched') from e
-    except Exception as e: raise RunFailed(f'{name}: its kernel failed ({type(e).__name__}: {e}); earlier results are untouched. Out of memory? Try fewer --jobs') from e
+    except Exception as e:
+        raise RunFailed(f'{name}: its kernel failed ({type(e).__name__}: {e}); earlier results are untouched. '
+                        'Out of memory? Try fewer --jobs') from e
     write_text(folder/'notebook.ipynb', nbformat.writes(scrub(nbformat.read(out, 4))))
     out.unlink()
     return folder
 
 def customised(path:Path, params:dict) -> bool:
-    "Whether a parameter that belongs to the experiment alone differs from its default: such a run goes to a folder of its own"
+    "Whether a parameter of the experiment alone differs from its default: such a run goes to a folder of its own"
     return any(params.get(p.name, p.default) != p.default for p in parameters(path) if p.name not in STANDARD)
 
 def scrub(nb):
@@ -130,13 +150,17 @@ def scrub(nb):
         if c.cell_type == 'code': c.outputs = [o for o in c.outputs if o.get('name') != 'stderr']
     nb.metadata = dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
     text = nbformat.writes(nb)
-    for path, mark in ((data_dir(), 'data'), (home(), '.'), (Path(sys.prefix), 'python'), (Path.home(), '~')): text = text.replace(json.dumps(str(path))[1:-1], mark) if len(str(path)) > 1 else text
+    for path, mark in ((data_dir(), 'data'), (home(), '.'), (Path(sys.prefix), 'python'), (Path.home(), '~')):
+        text = text.replace(json.dumps(str(path))[1:-1], mark) if len(str(path)) > 1 else text
     return nbformat.reads(text, 4)
 
 # %% ../nbs/41_runner.ipynb #1221486a
 def run_many(todo:dict, params:dict, jobs:int=1, done=None) -> list:
-    "Run experiments {name: path} with parameters {name: {...}}, those that measure times last and one by one; `done(name, folder, seconds)` after each. Returns the errors, after all have been tried"
-    os.environ |= dict(OVERMEM_HOME=str(home()), OVERMEM_DATA=str(data_dir()), MPLBACKEND='module://matplotlib_inline.backend_inline')      # figures belong into the notebook, whatever the shell says
+    """Run experiments {name: path} with parameters {name: {...}}, those that measure times last and one by one.
+    `done(name, folder, seconds)` after each; returns the errors, after all have been tried"""
+    # figures belong into the notebook, whatever the shell says
+    os.environ |= dict(OVERMEM_HOME=str(home()), OVERMEM_DATA=str(data_dir()),
+                       MPLBACKEND='module://matplotlib_inline.backend_inline')
     def one(name, inner):
         began = time.time()
         try: folder = execute(name, todo[name], dict(params[name], jobs=inner), sys.stderr)
@@ -149,26 +173,32 @@ def run_many(todo:dict, params:dict, jobs:int=1, done=None) -> list:
         with ThreadPoolExecutor(side) as pool: return list(pool.map(lambda name: one(name, jobs//side), names))
     alone = [name for name in todo if describe(todo[name]).get('alone')]
     shared = [name for name in todo if name not in alone]
-    here = jobs if executor() == 'local' else os.cpu_count() or 1         # on a cluster only the notebooks themselves run here
+    here = jobs if executor() == 'local' else os.cpu_count() or 1  # on a cluster, only notebooks themselves run here
     return [e for e in together(shared, max(1, min(jobs, here, len(shared)))) + together(alone, 1) if e]
 
 # %% ../nbs/41_runner.ipynb #a3c0bd51
-_HOLDS = {'run.json': ('budget', 'device', 'code_version', 'wall_seconds'), 'verdict.json': ('spec', 'id', 'claim', 'quantity', 'value', 'std', 'n', 'paper', 'threshold', 'data', 'verdict', 'note')}
+_HOLDS = {'run.json': ('budget', 'device', 'code_version', 'wall_seconds'),
+          'verdict.json': ('spec', 'id', 'claim', 'quantity', 'value', 'std', 'n', 'paper', 'threshold', 'data',
+                           'verdict', 'note')}
 
 def read_results(folder:Path) -> tuple:
     "(run.json, verdict.json) of a folder of results; a damaged one is named"
     try: return tuple(_whole(f, json.loads((Path(folder)/f).read_text(encoding='utf-8'))) for f in _HOLDS)
-    except (OSError, ValueError) as e: raise RunFailed(f'the results in {folder} are damaged or incomplete ({e}): delete that folder and run the experiment again') from None
+    except (OSError, ValueError) as e:
+        raise RunFailed(f'the results in {folder} are damaged or incomplete ({e}): '
+                        'delete that folder and run the experiment again') from None
 
 def _whole(file, value):
     if isinstance(value, list) != (file == 'verdict.json'): raise ValueError(f'{file} holds something else')
-    lacking = {k for entry in (value if isinstance(value, list) else [value]) for k in _HOLDS[file] if not isinstance(entry, dict) or k not in entry}
+    lacking = {k for entry in (value if isinstance(value, list) else [value]) for k in _HOLDS[file]
+               if not isinstance(entry, dict) or k not in entry}
     if lacking: raise ValueError(f"{file} lacks {', '.join(sorted(lacking))}")
     return value
 
 def all_results() -> list:
     "(name, budget, run, verdicts) of every folder in data/results"
-    return [(f.parent.parent.name, f.parent.name, *read_results(f.parent)) for f in sorted(results_dir().glob('*/*/run.json')) if f.parent.name in BUDGETS]
+    return [(f.parent.parent.name, f.parent.name, *read_results(f.parent))
+            for f in sorted(results_dir().glob('*/*/run.json')) if f.parent.name in BUDGETS]
 
 def counts(verdicts) -> str:
     "'9 reproduced, 1 not reproduced'"
@@ -176,4 +206,5 @@ def counts(verdicts) -> str:
 
 def number(v:dict) -> str:
     "'0.92 ± 0.017 (11)'"
-    return '' if v['value'] is None else f"{v['value']:.4g}{'' if v['std'] is None else ' ± ' + format(v['std'], '.2g')} ({v['n']})"
+    return ('' if v['value'] is None
+            else f"{v['value']:.4g}{'' if v['std'] is None else ' ± ' + format(v['std'], '.2g')} ({v['n']})")

@@ -24,9 +24,11 @@ import pandas as pd
 import torch
 
 from .attacks import no_attack
-from .base import BadRequest, RunFailed, count_done, locked, nearest, progress, replacing, runs_dir, writable, write_json, write_text
+from .base import (BadRequest, RunFailed, count_done, locked, nearest, progress, replacing, runs_dir, writable,
+                          write_json, write_text)
 from .core import Objective, autocast, evaluating, read_arrays, seed_all, seeded, settled
-from .data import Images, Replay, TensorLoader, check_classes, floats, load, md5, of_classes, renumbered, shrink, source, trouble
+from .data import (Images, Replay, TensorLoader, check_classes, floats, load, md5, of_classes, renumbered,
+                          shrink, source, trouble)
 from .distributed import follow, followed, rank, restarted
 from .evaluate import accuracy, evaluate, outcomes
 from .expressions import as_augmentation, as_objective, as_schedule, check_network, files_in, make, names_in
@@ -54,15 +56,16 @@ class Training:
     n: int = 0                    # training images, the first n of a fixed permutation; 0: all
     n_test: int = 0               # test images, the first n; 0: all
     classes: tuple = ()           # only these classes, renumbered in this order; (): all
-    keep: str = ''                # in place of `n`, the name of an array (see `keep_array`) of positions in the whole training set; '': all
+    keep: str = ''                # in place of `n`: a `keep_array` name, positions in the whole training set; '': all
     keep_test: str = ''           # likewise in the test set; of these, too, only the first `n_test` if that is not 0
     attacks: dict = field(default_factory=dict)      # name -> expression: what is evaluated besides clean accuracy
     probes: dict = field(default_factory=dict)       # name -> expression of (model, x, y) -> (N,): means are recorded
-    gauges: dict = field(default_factory=dict)       # name -> expression of (model, training images) -> number: recorded
+    gauges: dict = field(default_factory=dict)       # name -> expression of (model, train images) -> number: recorded
     every: int = 1                # epochs between evaluations
-    best: str = ''                # one of `attacks`, or clean: the epoch with the best such accuracy on the test images is kept as best.safetensors
-    history: bool = False         # keep loss and correctness of every training sample in every epoch, as seen in training
-    watch: dict = field(default_factory=dict)        # name -> attack expression, or '' for none: losses of all images, and which are right, by a pass of their own whenever the run is evaluated
+    best: str = ''                # of `attacks`, or clean: the epoch best at it on test images goes to best.safetensors
+    history: bool = False         # keep each training sample's loss and correctness in every epoch, as seen in training
+    # name -> attack expression, or '' for none: losses of all images and which are right, by own passes at evaluations
+    watch: dict = field(default_factory=dict)
     fork: int = 0                 # so many first epochs are those of `trunk`, trained once for all runs that share them
     trunk: str = ''               # expression of the objective before the fork
     precision: str = 'auto'       # fp32, bf16, or auto: bf16 where the device computes in it
@@ -78,7 +81,8 @@ def _module(name:str) -> tuple:
     tree = ast.parse(path.read_text(encoding='utf-8'))
     for n in ast.walk(tree):
         body = getattr(n, 'body', None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant): n.body = body[1:] or [ast.Pass()]
+        if (isinstance(body, list) and body and isinstance(body[0], ast.Expr)
+                and isinstance(body[0].value, ast.Constant)): n.body = body[1:] or [ast.Pass()]
     needs = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module}
     return ast.unparse(tree), frozenset(needs)
 
@@ -97,7 +101,7 @@ def run_dir(config:dict, code:str) -> Path:
     return runs_dir()/f"{config['name']}-{key}"
 
 def run(config:dict, work:Callable, code:str, force:bool=False) -> Path:
-    "Do `work(config, dir)` unless the directory says it is done; returns the directory. With `force`, do it again from the start"
+    "Do `work(config, dir)` unless its directory says it is done, or, with `force`, anew; returns the directory"
     d = writable(run_dir(config, code))
     if rank(): return follow(d, partial(work, config))
     with locked(d):
@@ -111,7 +115,8 @@ def run(config:dict, work:Callable, code:str, force:bool=False) -> Path:
     return d
 
 def _empty(d):
-    for f in ('DONE', 'last.safetensors'): (d/f).unlink(missing_ok=True)  # first, so that a kill leaves neither a finished run nor a checkpoint without its files
+    # first, so that a kill leaves neither a finished run nor a checkpoint without its files
+    for f in ('DONE', 'last.safetensors'): (d/f).unlink(missing_ok=True)
     for f in [f for f in d.iterdir() if f.name not in ('config.json', '.lock')]: f.unlink()
 
 # %% ../nbs/38_runs.ipynb #d6719080
@@ -137,16 +142,20 @@ def compute(config:dict, f:Callable, modules, force:bool=False) -> dict:
         with replacing(d/'arrays.npz') as tmp, open(tmp, 'wb') as file: np.savez(file, **arrays)
     d = run(config, work, code_hash(*modules) + hashlib.sha1(source_of(f).encode()).hexdigest()[:8], force)
     try: return read_arrays(d/'arrays.npz')
-    except ValueError as e: raise RunFailed(f'{d}/arrays.npz is damaged ({e}): delete that folder and run again') from None
+    except ValueError as e:
+        raise RunFailed(f'{d}/arrays.npz is damaged ({e}): delete that folder and run again') from None
 
 # %% ../nbs/38_runs.ipynb #f9f45b47
 def images_in(c:Training) -> tuple:
     "(training, test) images of a configuration, on its device"
     tr, te = load(c.data, stand_in=c.stand_in)
     i, j = of_classes(tr.y, c.classes), of_classes(te.y, c.classes)
-    i = torch.from_numpy(kept_array(c.keep)) if c.keep else i[torch.randperm(len(i), generator=torch.Generator().manual_seed(0))[:c.n]] if c.n else i     # in the order in which `overmem mem` has scores for them
+    # in the order in which `overmem mem` has scores for them
+    i = (torch.from_numpy(kept_array(c.keep)) if c.keep
+         else i[torch.randperm(len(i), generator=torch.Generator().manual_seed(0))[:c.n]] if c.n else i)
     j = (torch.from_numpy(kept_array(c.keep_test)) if c.keep_test else j)[:c.n_test or None]
-    if not all(torch.isin(v.y[k], v.y[of_classes(v.y, c.classes)]).all() for k, v in ((i, tr), (j, te))): raise BadRequest(f'keep={c.keep}, keep_test={c.keep_test}: these are not all images of the classes {c.classes}')
+    if not all(torch.isin(v.y[k], v.y[of_classes(v.y, c.classes)]).all() for k, v in ((i, tr), (j, te))):
+        raise BadRequest(f'keep={c.keep}, keep_test={c.keep_test}: these are not all images of the classes {c.classes}')
     tr, te = (Images(v.x[k], renumbered(v.y[k], c.classes)) for k, v in ((i, tr), (j, te)))
     return tuple((shrink(v, c.shrink) if c.shrink > 1 else v).to(c.device) for v in (tr, te))
 
@@ -178,22 +187,30 @@ def measure(c:Training, model, te) -> dict:
     x = floats(te.x)
     with autocast(c.precision, torch.device(c.device).type):
         try: ok = evaluate(model, x, te.y, {k: make(e) for k, e in c.attacks.items()})
-        except BadRequest as e: raise RunFailed(f'{e}; if the training has diverged, try a smaller learning rate') from None
+        except BadRequest as e:
+            raise RunFailed(f'{e}; if the training has diverged, try a smaller learning rate') from None
     out = {f'{k}_acc': accuracy(v) for k, v in ok.items()}
     parts = list(zip(x.split(500), te.y.split(500)))
-    with evaluating(model), seeded(0): out |= {k: torch.cat([make(e)(model, *p) for p in parts]).nanmean().item() for k, e in c.probes.items()}
+    with evaluating(model), seeded(0):
+        out |= {k: torch.cat([make(e)(model, *p) for p in parts]).nanmean().item() for k, e in c.probes.items()}
     return out
 
 class Survey:
-    "Losses (E,n) of all training and test images, on pages `<name>-train.npy` and `<name>-test.npy`, and which are right, on `<name>-train-right.npy` and so on: clean or under an attack, in eval mode, training images in a fresh view; nan, and False, for epochs without a pass. Returns the accuracies on the training images"
+    """Losses (E,n) of all training and test images, on pages `<name>-train.npy` and `<name>-test.npy`, and which are
+    right, on `<name>-train-right.npy` and so on: clean or under an attack, in eval mode, training images in a fresh
+    view; nan, and False, for epochs without a pass. Returns the accuracies on the training images"""
     def __init__(self, c:Training, d:Path, tr:Images, te:Images, keep:int):
         self.c, self.parts = c, dict(train=(tr, make(c.aug) if c.aug else None), test=(te, None))
-        self.pages = {(name, k): (pages(d/f'{name}-{k}.npy', c.epochs, len(v.y), keep), pages(d/f'{name}-{k}-right.npy', c.epochs, len(v.y), keep, bool, False)) for name in c.watch for k, (v, _) in self.parts.items()}
+        self.pages = {(name, k): (pages(d/f'{name}-{k}.npy', c.epochs, len(v.y), keep),
+                                  pages(d/f'{name}-{k}-right.npy', c.epochs, len(v.y), keep, bool, False))
+                      for name in c.watch for k, (v, _) in self.parts.items()}
     def __call__(self, epoch, model) -> dict:
         found = {}
         for (name, k), files in self.pages.items():
             images, aug = self.parts[k]
-            with autocast(self.c.precision, torch.device(self.c.device).type): losses, right = outcomes(model, images.x, images.y, make(self.c.watch[name]) if self.c.watch[name] else no_attack, aug, seed=epoch)
+            with autocast(self.c.precision, torch.device(self.c.device).type):
+                losses, right = outcomes(model, images.x, images.y,
+                                         make(self.c.watch[name]) if self.c.watch[name] else no_attack, aug, seed=epoch)
             for a, v in zip(files, (losses.float(), right)):
                 a[epoch] = v.cpu().numpy()
                 a.flush()
@@ -201,8 +218,11 @@ class Survey:
         return found
 
 class Means:
-    "Training loss and accuracy of the current epoch, the share of samples whose weight was zero, and of those that weighed less than the heaviest of their batch; a `record` hook, whose sums stay on the device"
-    def __init__(self, device='cpu'): self.state = {k: torch.zeros((), dtype=torch.double, device=device) for k in ('loss', 'right', 'removed', 'lighter', 'n')}
+    """Training loss and accuracy of the current epoch, the share of samples whose weight was zero, and of those that
+    weighed less than the heaviest of their batch; a `record` hook, whose sums stay on the device"""
+    def __init__(self, device='cpu'):
+        self.state = {k: torch.zeros((), dtype=torch.double, device=device)
+                      for k in ('loss', 'right', 'removed', 'lighter', 'n')}
     def __call__(self, epoch, b, s):
         self.state['loss'] += s.losses.detach().double().sum()
         self.state['right'] += (s.logits.argmax(-1) == b.y).sum()
@@ -217,28 +237,35 @@ class Means:
         return {k: v/n for k, v in zip(('train_loss', 'train_acc', 'removed', 'lighter'), sums)}
 
 def epochs_done(checkpoint:Path, config:dict) -> int:
-    "Whole epochs behind a checkpoint, 0 if there is none; one of another configuration is refused with the first difference"
+    "Whole epochs behind a checkpoint, 0 if there is none; refuses another configuration, with the first difference"
     if not checkpoint.exists(): return 0
     meta = read_checkpoint(checkpoint)[1]
     theirs = meta.get('config') or {}
     other = [k for k in config if k not in theirs or theirs[k] != config[k]]
-    if other: raise BadRequest(f'{checkpoint} belongs to another configuration: its {other[0]} is {theirs.get(other[0])!r}, not {config[other[0]]!r}. Move it away, or start again with --force')
+    if other:
+        raise BadRequest(f'{checkpoint} belongs to another configuration: its {other[0]} is {theirs.get(other[0])!r}, '
+                         f'not {config[other[0]]!r}. Move it away, or start again with --force')
     intact(checkpoint.parent, meta['records'], meta['epoch'])
     return meta['epoch']
 
 def train(config:dict, d:Path, minutes:float=2., bar=None):
-    "Work of one training run: leaves metrics.jsonl (a row per epoch) and last.safetensors in `d`; continues from the checkpoint it finds there, which is written every `minutes`"
+    "One run: leaves metrics.jsonl (a row per epoch) and, every `minutes`, last.safetensors in `d`; goes on from there"
     c, last = Training(**config), d/'last.safetensors'
     kept, (tr, te, model, opt, objective) = epochs_done(last, config), prepare(c)
     if c.fork and not kept: kept, begin = c.fork, branch(c, config, d, model)
-    records = dict(means=Means(c.device)) | (dict(history=History(c.epochs, len(tr.y), d, kept, c.device)) if c.history else {})
-    state = getattr(objective, 'state', {}) | {f'{name}.{k}': v for name, r in records.items() for k, v in r.state.items()}
-    at = load_checkpoint(last, model, opt, state) if last.exists() else load_checkpoint(begin, model, opt, {k: v for k, v in state.items() if k in part(read_checkpoint(begin)[0], 'state')}) if c.fork else Place()
+    records = dict(means=Means(c.device)) | (
+        dict(history=History(c.epochs, len(tr.y), d, kept, c.device)) if c.history else {})
+    state = getattr(objective, 'state', {}) | {
+        f'{name}.{k}': v for name, r in records.items() for k, v in r.state.items()}
+    at = load_checkpoint(last, model, opt, state) if last.exists() else load_checkpoint(begin, model, opt, {
+        k: v for k, v in state.items() if k in part(read_checkpoint(begin)[0], 'state')}) if c.fork else Place()
     survey = Survey(c, d, tr, te, at.epoch)
     metrics, lr, saved, began = Metrics(d/'metrics.jsonl', at.epoch), make(c.lr), [time.time()], [time.time()]
     scores = [r.get(f'{c.best}_acc', -1) for r in read_metrics(d/'metrics.jsonl')]
-    top, keep = [max(scores, default=-1)], lambda epoch: save_checkpoint(d/'best.safetensors', model, at=Place(epoch), config=config)
-    if c.best and scores and scores[-1] > max(scores[:-1], default=-1) and not at.done: keep(at.epoch)          # a kill came between the two files of a best epoch
+    top, keep = [max(scores, default=-1)], lambda epoch: save_checkpoint(
+        d/'best.safetensors', model, at=Place(epoch), config=config)
+    # a kill came between the two files of a best epoch
+    if c.best and scores and scores[-1] > max(scores[:-1], default=-1) and not at.done: keep(at.epoch)
     def save():
         save_checkpoint(last, model, opt, state, at, config=config, records=imprint(d, at.epoch))
         saved[0] = time.time()
@@ -246,17 +273,18 @@ def train(config:dict, d:Path, minutes:float=2., bar=None):
         for r in records.values(): r(epoch, b, s)
         if time.time() - saved[0] > 60*minutes: save()
     def after(epoch, model):
-        row = dict(epoch=epoch + 1, lr=lr(epoch + 1), **records['means'].take(), seconds=round(time.time() - began[0], 3))
+        row = dict(epoch=epoch + 1, lr=lr(epoch + 1), **records['means'].take(),
+                   seconds=round(time.time() - began[0], 3))
         if c.history: records['history'].close(epoch)
         if (epoch + 1) % c.every == 0 or epoch + 1 == c.epochs:
             row |= measure(c, model, te) | survey(epoch, model) | {k: make(e)(model, tr) for k, e in c.gauges.items()}
         metrics(**row)
         if c.best and row.get(f'{c.best}_acc', -1) > top[0]:
             top[0] = row[f'{c.best}_acc']
-            save()                                                       # first, so that a kill never leaves a best epoch that is still to come
-            keep(epoch + 1)
+            save(); keep(epoch + 1)  # in this order, so that a kill never leaves a best epoch that is still to come
         elif epoch + 1 == c.epochs: save()
-        if bar is not None: bar.set_postfix({k: round(v, 3) for k, v in row.items() if k.endswith(('loss', 'acc'))}); bar.update()
+        if bar is not None:
+            bar.set_postfix({k: round(v, 3) for k, v in row.items() if k.endswith(('loss', 'acc'))}); bar.update()
         began[0] = time.time()
     if bar is not None: count_done(bar, at.epoch)
     fit(model, loader_of(c, tr, objective), objective, opt, lr, c.epochs, record, [after], c.precision, c.capture, at)
@@ -266,18 +294,21 @@ def trunk_of(c:Training) -> Training:
     return replace(c, name=f'trunk-{c.data}', objective=c.trunk, trunk='', epochs=c.fork, fork=0)
 
 def branch(c:Training, config:dict, d:Path, model) -> Path:
-    "Train what comes before the fork, if nobody has; its records, and its best checkpoint, become the first of this run. Returns its last checkpoint"
+    "The trunk's last checkpoint, trained now if need be; its records and best checkpoint become the first of this run"
     before = train_run(trunk_of(c))
     for f in before.glob('*.npy'):
         a = np.load(f)
         pages(d/f.name, c.epochs, a.shape[1], 0, a.dtype, np.nan if a.dtype.kind == 'f' else False)[:c.fork] = a
     write_text(d/'metrics.jsonl', (before/'metrics.jsonl').read_text())
-    if c.best: save_checkpoint(d/'best.safetensors', model, at=load_checkpoint(before/'best.safetensors', model), config=config)
+    if c.best:
+        save_checkpoint(d/'best.safetensors', model, at=load_checkpoint(before/'best.safetensors', model),
+                        config=config)
     return before/'last.safetensors'
 
 def train_code(c:Training) -> str:
     "Fingerprint of the source that this training imports, and of the files that it names"
-    said = [e for e in (c.objective, c.trunk, c.model, c.lr, c.aug, *c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values()) if e]
+    said = [e for e in (c.objective, c.trunk, c.model, c.lr, c.aug, *c.attacks.values(), *c.probes.values(),
+                        *c.watch.values(), *c.gauges.values()) if e]
     return '-'.join([code_hash('runs', *names_in(*said)), *(md5(f)[:12] for f in files_in(*said))])
 
 def resolved(c:Training) -> dict:
@@ -289,27 +320,40 @@ def resolved(c:Training) -> dict:
 def check(c:Training):
     "Refuse a configuration that can't be run, before anything is written"
     for k, low in dict(epochs=1, bs=1, every=1, shrink=1, n=0, n_test=0, fork=0, seed=0).items():
-        if not low <= (v := getattr(c, k)) < 2**63: raise BadRequest(f'{k}={v}: ' + (f'at least {low}' if v < low else 'less than 2**63'))
-    if Path(c.name).name != c.name: raise BadRequest(f"name '{c.name}': it begins the name of a folder, and holds no slash")
-    if bool(c.fork) != bool(c.trunk): raise BadRequest('`fork` says how many epochs belong to `trunk`, and `trunk` what is trained in them: give both or neither')
-    if c.fork and (c.fork >= c.epochs or c.fork % c.every): raise BadRequest(f'fork={c.fork}: must be less than the {c.epochs} epochs, and one after which the run is evaluated (every={c.every})')
+        if not low <= (v := getattr(c, k)) < 2**63:
+            raise BadRequest(f'{k}={v}: ' + (f'at least {low}' if v < low else 'less than 2**63'))
+    if Path(c.name).name != c.name:
+        raise BadRequest(f"name '{c.name}': it begins the name of a folder, and holds no slash")
+    if bool(c.fork) != bool(c.trunk):
+        raise BadRequest('`fork` says how many epochs belong to `trunk`, and `trunk` what is trained in them: '
+                         'give both or neither')
+    if c.fork and (c.fork >= c.epochs or c.fork % c.every):
+        raise BadRequest(f'fork={c.fork}: must be less than the {c.epochs} epochs, '
+                         f'and one after which the run is evaluated (every={c.every})')
     if c.fork: check(trunk_of(c))
-    if c.best not in ('', 'clean', *c.attacks): raise BadRequest(f"best='{c.best}': {nearest(c.best, ['clean', *c.attacks])}")
+    if c.best not in ('', 'clean', *c.attacks):
+        raise BadRequest(f"best='{c.best}': {nearest(c.best, ['clean', *c.attacks])}")
     s, problem = source(c.data), trouble(c.data)
     if problem and ('damaged' in problem or not c.stand_in): raise BadRequest(problem)
     check_classes(c.data, c.classes)
-    if c.keep and c.n: raise BadRequest(f'n={c.n} and keep={c.keep}: give one of them, `keep` says which images, `n` how many')
+    if c.keep and c.n:
+        raise BadRequest(f'n={c.n} and keep={c.keep}: give one of them, `keep` says which images, `n` how many')
     for name in filter(None, (c.keep, c.keep_test)): kept_array(name)
-    if min(s.shape[1:]) % c.shrink: raise BadRequest(f'shrink={c.shrink}: does not divide images of {s.shape[1]} x {s.shape[2]}')
+    if min(s.shape[1:]) % c.shrink:
+        raise BadRequest(f'shrink={c.shrink}: does not divide images of {s.shape[1]} x {s.shape[2]}')
     autocast(c.precision, torch.device(c.device).type)
-    if c.capture not in ('auto', 'off', 'graph', 'compiled'): raise BadRequest(f"no capture '{c.capture}': there are auto, off, graph and compiled")
+    if c.capture not in ('auto', 'off', 'graph', 'compiled'):
+        raise BadRequest(f"no capture '{c.capture}': there are auto, off, graph and compiled")
     as_objective(c.objective)
     shape = (s.shape[0], *(v//c.shrink for v in s.shape[1:]))
     with torch.device('meta'): check_network(network_in(c), shape, len(c.classes) or s.K, c.model)
     as_schedule(c.lr)
     if c.aug: as_augmentation(c.aug, shape)
-    idle = [e for e in (*c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values()) if e and not callable(make(e))]
-    if idle: raise BadRequest(f"'{idle[0]}' is nothing that can be applied to images: write it as a call, as in crop_flip(4)")
+    idle = [e for e in (*c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values())
+            if e and not callable(make(e))]
+    if idle:
+        raise BadRequest(f"'{idle[0]}' is nothing that can be applied to images: "
+                         'write it as a call, as in crop_flip(4)')
 
 def train_run(c:Training, force:bool=False, bar=None, minutes:float=2.) -> Path:
     "The finished directory of a training run, trained now if it was not yet; `minutes` lie between checkpoints"
@@ -320,15 +364,20 @@ def train_run(c:Training, force:bool=False, bar=None, minutes:float=2.) -> Path:
 def restored(checkpoint:Path, n:int=0, device:str='cpu') -> tuple:
     "(config, model in eval mode, the first n test images or all) of a checkpoint written by a training run"
     tensors, meta = read_checkpoint(checkpoint)
-    if not isinstance(meta.get('config'), dict): raise BadRequest(f'{checkpoint} does not say which network and data it belongs to')
+    if not isinstance(meta.get('config'), dict):
+        raise BadRequest(f'{checkpoint} does not say which network and data it belongs to')
     config = meta['config'] | dict(device=device, n_test=n)
     try:
-        c = replace(Training(**config), objective='adv()', trunk='', fork=0, keep='', gauges={}, watch={})      # how it was trained does not matter any more
+        # how it was trained does not matter any more
+        c = replace(Training(**config), objective='adv()', trunk='', fork=0, keep='', gauges={}, watch={})
         check(c)
-        with torch.device('meta'): network_in(c).load_state_dict(part(tensors, 'model'), assign=True)           # before memory is taken for it
+        # before memory is taken for it
+        with torch.device('meta'): network_in(c).load_state_dict(part(tensors, 'model'), assign=True)
         with seeded(0): te, model = images_in(c)[1], network_in(c).to(device, memory_format=torch.channels_last)
     except BadRequest as e: raise BadRequest(f'{checkpoint}: {e}') from None
-    except Exception as e: raise BadRequest(f'{checkpoint} holds a configuration of another version, or none ({" ".join(str(e).split()) or type(e).__name__})') from e
+    except Exception as e:
+        raise BadRequest(f'{checkpoint} holds a configuration of another version, or none '
+                         f'({" ".join(str(e).split()) or type(e).__name__})') from e
     load_weights(checkpoint, model)
     return config, model.eval(), te
 
@@ -337,12 +386,14 @@ def _row(force:bool, c:Training) -> str: return str(train_run(c, force))
 
 def run_all(rows, jobs:int=1, force:bool=False) -> list:
     "Directories of all rows (a list of `Training`), those already finished left alone; `jobs` processes at once"
-    rows = [replace(c, **{k: resolved(c)[k] for k in ('precision', 'capture')}) for c in rows]      # as this machine understands 'auto', wherever they run
+    # as this machine understands 'auto', wherever they run
+    rows = [replace(c, **{k: resolved(c)[k] for k in ('precision', 'capture')}) for c in rows]
     for c in rows: check(c)
     dirs = [run_dir(resolved(c), train_code(c)) for c in rows]
-    total, todo = sum(c.epochs for c in rows), list({d: c for c, d in zip(rows, dirs) if force or unsealed(d)}.values())     # each once
+    # `todo`: each once
+    total, todo = sum(c.epochs for c in rows), list({d: c for c, d in zip(rows, dirs) if force or unsealed(d)}.values())
     trunks = {run_dir(resolved(t), train_code(t)): t for t in map(trunk_of, (c for c in todo if c.fork))}
-    if trunks: run_all(trunks.values(), jobs, force)                     # first, or several runs would wait for the same one
+    if trunks: run_all(trunks.values(), jobs, force)  # first, or several runs would wait for the same one
     with progress(total, f'{len(rows)} runs') as bar:
         count_done(bar, total - sum(c.epochs for c in todo))
         if alone(jobs, len(todo)):
@@ -355,7 +406,10 @@ def run_all(rows, jobs:int=1, force:bool=False) -> list:
 
 def collect(rows, dirs) -> pd.DataFrame:
     "One row per run and epoch: the configuration's columns beside the metrics"
-    return pd.concat([pd.DataFrame(read_metrics(d/'metrics.jsonl')).assign(**{k: v for k, v in asdict(c).items() if not isinstance(v, (dict, tuple, list)) and k != 'lr'}) for c, d in zip(rows, dirs)], ignore_index=True)
+    return pd.concat([
+        pd.DataFrame(read_metrics(d/'metrics.jsonl')).assign(
+            **{k: v for k, v in asdict(c).items() if not isinstance(v, (dict, tuple, list)) and k != 'lr'})
+        for c, d in zip(rows, dirs)], ignore_index=True)
 
 class Grid:
     "Finished runs, seen epoch by epoch. Made of {(label, seed): Training}: trains what is not yet trained"
@@ -371,7 +425,9 @@ class Grid:
         for k, c in grid.items():
             late, per_epoch = self.rows[k].epoch > c.fork, size_of(c)*getattr(as_objective(c.objective), 'replays', 1)
             parts[self.dirs[k]] = (self.rows[k].seconds[late].sum(), per_epoch*(c.epochs - c.fork))
-            if c.fork: parts[run_dir(resolved(trunk_of(c)), train_code(trunk_of(c)))] = (self.rows[k].seconds[~late].sum(), per_epoch*c.fork)
+            if c.fork:
+                parts[run_dir(resolved(trunk_of(c)), train_code(trunk_of(c)))] = (
+                    self.rows[k].seconds[~late].sum(), per_epoch*c.fork)
         return tuple(float(sum(v)) for v in zip(*parts.values()))
     def seeds(self, label) -> list:
         "The seeds with which it was trained"
@@ -392,5 +448,5 @@ class Grid:
         "(E,n) what its `watch` recorded of the 'train' or 'test' images; nan where a run was not evaluated"
         return np.load(self.dirs[label, seed]/f'{name}-{part}.npy', mmap_mode='r')
     def right(self, label, seed:int, name:str, part:str='test') -> np.ndarray:
-        "(E,n) bool for the epochs of `epochs`: which of the 'train' or 'test' images it got right, by the pass `name` of its `watch`"
+        "(E,n) bool, E as in `epochs`: which 'train' or 'test' images it got right, by the pass `name` of its `watch`"
         return np.load(self.dirs[label, seed]/f'{name}-{part}-right.npy', mmap_mode='r')[self.epochs(label) - 1]

@@ -25,42 +25,59 @@ from .runner import BUDGETS, all_results, counts, describe, experiments, number
 
 # %% ../nbs/41_scoreboard.ipynb #c4b3139d
 PAPERS = dict(dom='DOM', zerograd='ZeroGrad', bat='BAT', memorization='Memorization', mat='MAT and XRM')
-CITED = dict(dom='Lin et al. 2024, On the Over-Memorization During Natural, Robust and Catastrophic Overfitting', zerograd='Golgooni et al. 2021, ZeroGrad: Mitigating and Explaining Catastrophic Overfitting in FGSM Adversarial Training',
-             bat='Xu et al. 2021, Towards the Memorization Effect of Neural Networks in Adversarial Training', memorization='Feldman and Zhang 2020, What Neural Networks Memorize and Why',
-             mat='Bayat et al. 2025, The Pitfalls of Memorization; Pezeshki et al. 2024, Discovering Environments with XRM')
+CITED = dict(dom='Lin et al. 2024, On the Over-Memorization During Natural, Robust and Catastrophic Overfitting',
+             zerograd='Golgooni et al. 2021, ZeroGrad: Mitigating and Explaining Catastrophic Overfitting '
+                      'in FGSM Adversarial Training',
+             bat='Xu et al. 2021, Towards the Memorization Effect of Neural Networks in Adversarial Training',
+             memorization='Feldman and Zhang 2020, What Neural Networks Memorize and Why',
+             mat='Bayat et al. 2025, The Pitfalls of Memorization; '
+                 'Pezeshki et al. 2024, Discovering Environments with XRM')
 
 def listed(what:str) -> list:
-    "Rows of data/reference/<what>.csv: 'figures' (spec, item, shows, experiments, reason) or 'claims' (spec, id, by, claim, short)"
+    """Rows of data/reference/<what>.csv:
+    'figures' (spec, item, shows, experiments, reason) or 'claims' (spec, id, by, claim, short)"""
     with open(packaged('reference')/f'{what}.csv', newline='', encoding='utf-8') as f: return list(csv.DictReader(f))
 
 _NUMBER = r'\d+[a-z]?(?: \([^)]*\))?'
 _NAMES = re.compile(rf'(Figure|Table)s? ({_NUMBER}(?:(?:, and | and |, | to ){_NUMBER})*)(?: of (XRM))?')
 
 def named(shows:str) -> list:
-    "The figures and tables that a description names, one by one: 'Tables 1 and 3 to 4 of XRM' is ['XRM Table 1', 'XRM Table 3', 'XRM Table 4']"
+    """The figures and tables that a description names, one by one:
+    'Tables 1 and 3 to 4 of XRM' is ['XRM Table 1', 'XRM Table 3', 'XRM Table 4']"""
     return [f"{paper and 'XRM '}{kind} {n}" for kind, numbers, paper in _NAMES.findall(shows)
-            for first, last in re.findall(r'(\d+)[a-z]?(?: \([^)]*\))?(?: to (\d+))?', numbers) for n in range(int(first), int(last or first) + 1)]
+            for first, last in re.findall(r'(\d+)[a-z]?(?: \([^)]*\))?(?: to (\d+))?', numbers)
+            for n in range(int(first), int(last or first) + 1)]
 
 def rebuilt(about:dict) -> dict:
     "{(paper, item): [experiments that rebuild it]} for every figure and table, of {experiment: its description}"
-    return {(r['spec'], r['item']): [n for n, d in about.items() if d['paper'] == r['spec'] and r['item'] in named(d['shows']) or n in r['experiments'].split()] for r in listed('figures')}
+    return {(r['spec'], r['item']): [n for n, d in about.items()
+                                     if d['paper'] == r['spec'] and r['item'] in named(d['shows'])
+                                     or n in r['experiments'].split()]
+            for r in listed('figures')}
 
 # %% ../nbs/41_scoreboard.ipynb #6b276e32
 class Look(NamedTuple):
-    "A verdict: what it means, and how it is drawn: a mark for those who see no colours or print without, the colour of its cell, and that of the words in it"
+    """A verdict: what it means, and how it is drawn: a mark for those who see no colours or print without,
+    the colour of its cell, and that of the words in it"""
     means: str
     mark: object
     fill: str
     ink: str
 
 NOT_JUDGED = 'not judged yet'
-LOOKS = {'reproduced': Look("the rule, written before the run, is met on the paper's own data and network", [(-1, -.1), (-.3, -.8), (1, .8)], '#14558f', '#ffffff'),
-         'direction only': Look('the rule is met, but on other data or another network; or it is neither met nor refuted', [(-1, 0), (1, 0), (.2, .7), (1, 0), (.2, -.7)], '#a6cee8', '#111111'),
-         'not testable at this budget': Look('a control failed, data or seeds are missing, or the interval reaches what would refute', '$?$', '#e8e8e8', '#222222'),
-         'not reproduced': Look('what refutes the claim was seen', 'x', '#f2a250', '#111111'), NOT_JUDGED: Look('nobody has run it', '_', '#ffffff', '#555555')}
+LOOKS = {
+    'reproduced': Look("the rule, written before the run, is met on the paper's own data and network",
+                       [(-1, -.1), (-.3, -.8), (1, .8)], '#14558f', '#ffffff'),
+    'direction only': Look('the rule is met, but on other data or another network; or it is neither met nor refuted',
+                           [(-1, 0), (1, 0), (.2, .7), (1, 0), (.2, -.7)], '#a6cee8', '#111111'),
+    'not testable at this budget': Look('a control failed, data or seeds are missing, '
+                                        'or the interval reaches what would refute', '$?$', '#e8e8e8', '#222222'),
+    'not reproduced': Look('what refutes the claim was seen', 'x', '#f2a250', '#111111'),
+    NOT_JUDGED: Look('nobody has run it', '_', '#ffffff', '#555555')}
 
 def judged() -> dict:
-    "{(paper, id): [(verdict, experiment, budget)]}, for each claim those of the best budget, the weakest first; a verdict on a claim that is not listed is refused"
+    """{(paper, id): [(verdict, experiment, budget)]}, for each claim those of the best budget, the weakest first;
+    a verdict on a claim that is not listed is refused"""
     known, found = {(r['spec'], r['id']) for r in listed('claims')}, {}
     for name, budget, _, verdicts in all_results():
         for v in verdicts if budget != 'smoke' else ():
@@ -68,37 +85,46 @@ def judged() -> dict:
             found.setdefault((v['spec'], v['id']), []).append((v, name, budget))
     best = {k: max(BUDGETS.index(b) for _, _, b in rows) for k, rows in found.items()}
     weak = list(LOOKS).index
-    return {k: sorted((r for r in rows if r[2] == BUDGETS[best[k]]), key=lambda r: -weak(r[0]['verdict'])) for k, rows in found.items()}
+    return {k: sorted((r for r in rows if r[2] == BUDGETS[best[k]]), key=lambda r: -weak(r[0]['verdict']))
+            for k, rows in found.items()}
 
 def _check(v, known, path):
-    if (v['spec'], v['id']) not in known: raise RunFailed(f"{path} judges claim {v['id']} of {v['spec']}, which is not in claims.csv: {nearest(v['id'], [i for s, i in known if s == v['spec']])}")
-    if v['verdict'] not in LOOKS: raise RunFailed(f"{path} has '{v['verdict']}' as a verdict: {nearest(v['verdict'], LOOKS)}")
+    if (v['spec'], v['id']) not in known:
+        raise RunFailed(f"{path} judges claim {v['id']} of {v['spec']}, which is not in claims.csv: "
+                        f"{nearest(v['id'], [i for s, i in known if s == v['spec']])}")
+    if v['verdict'] not in LOOKS:
+        raise RunFailed(f"{path} has '{v['verdict']}' as a verdict: {nearest(v['verdict'], LOOKS)}")
 
 def standing(found:dict) -> dict:
     "{paper: {id: verdict}} of every claim of the papers (those asked by us aside), of what `judged` found"
-    return {s: {r['id']: found[s, r['id']][0][0]['verdict'] if (s, r['id']) in found else NOT_JUDGED for r in listed('claims') if r['spec'] == s and r['by'] == 'paper'} for s in PAPERS}
+    return {s: {r['id']: found[s, r['id']][0][0]['verdict'] if (s, r['id']) in found else NOT_JUDGED
+                for r in listed('claims') if r['spec'] == s and r['by'] == 'paper'} for s in PAPERS}
 
 def summary_counts() -> dict:
-    "{paper: {verdict: number of its claims}}, each claim at the best budget it was judged at; all five verdicts are there, 'not judged yet' last"
+    "{paper: {verdict: number of claims}}, each at the best budget it was judged at; all five, 'not judged yet' last"
     return {s: {v: sum(w == v for w in now.values()) for v in LOOKS} for s, now in standing(judged()).items()}
 
 def counts_text() -> str:
     "A line for each paper: how many claims, and their verdicts"
-    return '\n'.join(f"{PAPERS[s]:13} {sum(c.values()):3} claims: {', '.join(f'{n} {v}' for v, n in c.items() if n)}" for s, c in summary_counts().items())
+    return '\n'.join(f"{PAPERS[s]:13} {sum(c.values()):3} claims: {', '.join(f'{n} {v}' for v, n in c.items() if n)}"
+                     for s, c in summary_counts().items())
 
 # %% ../nbs/41_scoreboard.ipynb #ecc7744f
-_WIDTH, _GAP = .955, .35                                                 # of a cell, in columns; between groups of claims, in rows
+_WIDTH, _GAP = .955, .35  # of a cell, in columns; between groups of claims, in rows
 
 def _places(now):
     "[(paper, id, column, row)] of the claims; a new letter leaves a gap"
-    return [(s, i, col, k + _GAP*list(dict.fromkeys(j[0] for j in ids)).index(i[0])) for col, (s, ids) in enumerate(now.items()) for k, i in enumerate(ids)]
+    return [(s, i, col, k + _GAP*list(dict.fromkeys(j[0] for j in ids)).index(i[0]))
+            for col, (s, ids) in enumerate(now.items()) for k, i in enumerate(ids)]
 
 def _cell(ax, x, y, verdict, lead, words='', width=_WIDTH):
     "One cell: colour, mark, a word in bold, and plain ones"
     look = LOOKS[verdict]
-    glyph = isinstance(look.mark, str) and look.mark[0] == '$'                                       # a letter is filled, a stroke is drawn
-    ax.add_patch(Rectangle((x, y + .05), width, .9, fc=look.fill, ec='#777777' if verdict == NOT_JUDGED else 'none', lw=.6, ls=(0, (3, 2))))
-    ax.plot(x + .06, y + .5, marker=look.mark, ms=5.5, mew=.4 if glyph else 1.4, mfc=look.ink if glyph else 'none', mec=look.ink, ls='')
+    glyph = isinstance(look.mark, str) and look.mark[0] == '$'  # a letter is filled, a stroke is drawn
+    ax.add_patch(Rectangle((x, y + .05), width, .9, fc=look.fill, ec='#777777' if verdict == NOT_JUDGED else 'none',
+                           lw=.6, ls=(0, (3, 2))))
+    ax.plot(x + .06, y + .5, marker=look.mark, ms=5.5, mew=.4 if glyph else 1.4, mfc=look.ink if glyph else 'none',
+            mec=look.ink, ls='')
     ax.text(x + .115, y + .52, lead, color=look.ink, weight='bold', va='center')
     ax.text(x + .27, y + .52, words, color=look.ink, va='center')
 
@@ -106,8 +132,10 @@ def _legend(ax, tally, x, y):
     ax.text(x, y - .5, 'Each claim at the largest budget it was run at', weight='bold', fontsize=9, va='center')
     for k, (v, look) in enumerate(LOOKS.items()):
         _cell(ax, x, y + .3 + 1.45*k, v, str(tally[v]), width=.27)
-        ax.text(x + .31, y + .5 + 1.45*k, v, weight='bold', va='center'); ax.text(x + .31, y + 1.1 + 1.45*k, look.means, fontsize=6.6, va='center')
-    ax.text(x, y + 8.1, 'AA: AutoAttack. AT: adversarial training. C100: CIFAR-100. RE, DA: the two forms of DOM.\nMore of each, with numbers, in SCOREBOARD.md.', fontsize=6.6, color='#444444', va='center')
+        ax.text(x + .31, y + .5 + 1.45*k, v, weight='bold', va='center')
+        ax.text(x + .31, y + 1.1 + 1.45*k, look.means, fontsize=6.6, va='center')
+    ax.text(x, y + 8.1, 'AA: AutoAttack. AT: adversarial training. C100: CIFAR-100. RE, DA: the two forms of DOM.\n'
+                        'More of each, with numbers, in SCOREBOARD.md.', fontsize=6.6, color='#444444', va='center')
 
 @contextmanager
 def _styled():
@@ -118,41 +146,51 @@ def _styled():
         yield
 
 def summary_figure(now:dict):
-    "Figure of {paper: {id: verdict}}: papers across, claims down, coloured and marked by verdict, with a legend that counts"
-    tally, places, short = Counter(v for d in now.values() for v in d.values()), _places(now), {(r['spec'], r['id']): r['short'] for r in listed('claims')}
+    "Figure of {paper: {id: verdict}}: papers across, claims down, coloured and marked by verdict; its legend counts"
+    tally, places, short = (Counter(v for d in now.values() for v in d.values()), _places(now),
+                            {(r['spec'], r['id']): r['short'] for r in listed('claims')})
     height = max(row for *_, row in places) + 1
     with _styled():
         fig = plt.figure(figsize=(8.6, .235*(height + 1.9)))
         ax = fig.add_axes((.005, .005, .99, .99), xlim=(0, len(now)), ylim=(height, -1.9))
         ax.axis('off')
-        for col, (s, d) in enumerate(now.items()): ax.text(col + .02, -1.2, PAPERS[s], weight='bold', fontsize=10, va='center'); ax.text(col + .02, -.4, f'{len(d)} claims', color='#444444', va='center')
+        for col, (s, d) in enumerate(now.items()):
+            ax.text(col + .02, -1.2, PAPERS[s], weight='bold', fontsize=10, va='center')
+            ax.text(col + .02, -.4, f'{len(d)} claims', color='#444444', va='center')
         for s, i, col, row in places: _cell(ax, col + .02, row, now[s][i], i, short[s, i])
         _legend(ax, tally, 1.02, 20.4)
     return fig
 
 # %% ../nbs/41_scoreboard.ipynb #e4cb7204
 def read_table(folder:Path) -> list:
-    "dataset, arch, metric, mean and diff of the rows of table.csv in a folder of results, the last two as numbers or None; a damaged file is named"
+    """dataset, arch, metric, mean and diff of the rows of table.csv in a folder of results,
+    the last two as numbers or None; a damaged file is named"""
     num = lambda t: float(t) if t else None
     try:
         with open(folder/'table.csv', newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f, strict=True))
         if any(None in r or None in r.values() for r in rows): raise ValueError('lines of different lengths')
-        return [dict({k: r[k] for k in ('dataset', 'arch', 'metric')}, mean=num(r['mean']), diff=num(r['diff'])) for r in rows]
+        return [dict({k: r[k] for k in ('dataset', 'arch', 'metric')}, mean=num(r['mean']), diff=num(r['diff']))
+                for r in rows]
     except (OSError, ValueError, KeyError, csv.Error) as e:
-        raise RunFailed(f"{folder/'table.csv'} is damaged ({'no column ' if isinstance(e, KeyError) else ''}{e}): delete that folder and run the experiment again") from None
+        raise RunFailed(f"{folder/'table.csv'} is damaged ({'no column ' if isinstance(e, KeyError) else ''}{e}): "
+                        "delete that folder and run the experiment again") from None
 
 def mean_diff(rows) -> str:
-    "Mean absolute difference to the paper's numbers over the rows of a table that have one, and their number; counts of steps, in another unit, are left out"
+    """Mean absolute difference to the paper's numbers over the rows of a table that have one, and their number;
+    counts of steps, in another unit, are left out"""
     d = [abs(r['diff']) for r in rows if r['diff'] is not None and r['metric'] != 'steps']
     return f'{sum(d)/len(d):.3g} ({len(d)})' if d else ''
 
 def measured_on(rows) -> str:
     "Data sets and networks of the rows of a table that hold a number"
-    return '; '.join(' and '.join(dict.fromkeys(r[k] for r in rows if r['mean'] is not None)) for k in ('dataset', 'arch')).strip('; ') or 'nothing measured'
+    return '; '.join(' and '.join(dict.fromkeys(r[k] for r in rows if r['mean'] is not None))
+                     for k in ('dataset', 'arch')).strip('; ') or 'nothing measured'
 
 def commit_dates() -> dict:
-    "{first 12 digits of a commit: its date} of the clone that the package is in; empty where there is no git or no history"
-    try: log = subprocess.run(['git', 'log', '--all', '--format=%H %cs'], cwd=packaged('experiments').parent.parent, capture_output=True, text=True, timeout=20).stdout
+    "{first 12 digits of a commit: its date} of the clone that the package is in; empty without git or its history"
+    try:
+        log = subprocess.run(['git', 'log', '--all', '--format=%H %cs'], cwd=packaged('experiments').parent.parent,
+                             capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired): return {}
     return {l[:12]: l.split()[1] for l in log.splitlines()}
 
@@ -160,7 +198,8 @@ def _row(*cells): return '| ' + ' | '.join(' '.join(str(c).split()).replace('|',
 
 def _head(names): return [_row(*names), '|' + '---|'*len(names)]
 
-_FIGURES = ('figure or table', 'shows', 'rebuilt by', 'budget', 'on', 'verdicts', 'mean abs. difference (numbers)', 'process-seconds', 'device', 'code', 'date of the code')
+_FIGURES = ('figure or table', 'shows', 'rebuilt by', 'budget', 'on', 'verdicts', 'mean abs. difference (numbers)',
+            'process-seconds', 'device', 'code', 'date of the code')
 
 def _runs(name, runs, dates):
     "What follows 'shows' in the rows of an experiment: one for each budget it was run at, the largest first"
@@ -168,26 +207,35 @@ def _runs(name, runs, dates):
 
 def _run(name, budget, about, verdicts, dates):
     table, code = read_table(results_dir()/name/budget), about['code_version']
-    return (f'[{name}]({name}/{budget}/notebook.ipynb)', f'[{budget}]({name}/{budget}/figure.png)', measured_on(table), counts(verdicts) or 'no claim of its own', mean_diff(table),
-            f"{about.get('process_seconds') or about['wall_seconds']:.0f}", about['device'], code, dates.get(code.split()[-1].rstrip('+'), ''))
+    return (f'[{name}]({name}/{budget}/notebook.ipynb)', f'[{budget}]({name}/{budget}/figure.png)', measured_on(table),
+            counts(verdicts) or 'no claim of its own', mean_diff(table),
+            f"{about.get('process_seconds') or about['wall_seconds']:.0f}", about['device'], code,
+            dates.get(code.split()[-1].rstrip('+'), ''))
 
 def figure_rows(paper:str, about:dict, runs:dict, dates:dict) -> list:
-    "Lines of the table of a paper's figures: of {experiment: description}, {(experiment, budget): (run, verdicts)} and {commit: date}"
+    """Lines of the table of a paper's figures:
+    of {experiment: description}, {(experiment, budget): (run, verdicts)} and {commit: date}"""
     makers, lines = rebuilt(about), _head(_FIGURES)
     for r in (r for r in listed('figures') if r['spec'] == paper):
         none = [('–', f"not rebuilt: {r['reason']}" if r['reason'] else 'no experiment yet')]
-        lines += _below(r['item'], r['shows'], [x for n in makers[paper, r['item']] for x in _runs(n, runs, dates)] or none)
+        lines += _below(r['item'], r['shows'],
+                        [x for n in makers[paper, r['item']] for x in _runs(n, runs, dates)] or none)
     for n, d in about.items():
-        if d['paper'] == paper and not any(n in v for v in makers.values()): lines += _below('ours', d['shows'], _runs(n, runs, dates))
+        if d['paper'] == paper and not any(n in v for v in makers.values()):
+            lines += _below('ours', d['shows'], _runs(n, runs, dates))
     return lines
 
 def _below(item, shows, done):
     "A row for each of `done`, filled up; item and what it shows stand in the first"
-    return [_row(*(('', '') if k else (item, shows)), *x, *['']*(len(_FIGURES) - 2 - len(x))) for k, x in enumerate(done)]
+    return [_row(*(('', '') if k else (item, shows)), *x, *['']*(len(_FIGURES) - 2 - len(x)))
+            for k, x in enumerate(done)]
 
-_CLAIMS = ('claim', 'says', 'verdict', 'because', 'measured', 'value ± std (n)', 'paper', 'rule, and interval', 'picture', 'notebook')
-_REASONS = ('the rule is met, though', 'not refuted, but', 'the interval reaches', 'control failed', *(f'{n} seed' for n in range(3)))
-_ELSE = {'reproduced': 'the confirming rule is met', 'not reproduced': 'the refuting rule is met', 'not testable at this budget': 'the interval reaches what would refute, and more'}
+_CLAIMS = ('claim', 'says', 'verdict', 'because', 'measured', 'value ± std (n)', 'paper', 'rule, and interval',
+           'picture', 'notebook')
+_REASONS = ('the rule is met, though', 'not refuted, but', 'the interval reaches', 'control failed',
+            *(f'{n} seed' for n in range(3)))
+_ELSE = {'reproduced': 'the confirming rule is met', 'not reproduced': 'the refuting rule is met',
+         'not testable at this budget': 'the interval reaches what would refute, and more'}
 
 def because(v:dict) -> str:
     "Why a verdict is what it is, in a clause; '' where its numbers say it"
@@ -199,23 +247,40 @@ def claim_rows(paper:str, about:dict, found:dict) -> list:
     owner, lines = {(d['paper'], c['id']): n for n, d in about.items() for c in d['claims']}, _head(_CLAIMS)
     for r in (r for r in listed('claims') if r['spec'] == paper):
         says, key = r['claim'] + (' *(asked by us)*' if r['by'] == 'us' else ''), (paper, r['id'])
-        if key not in found: lines.append(_row(r['id'], says, NOT_JUDGED, f'belongs to {owner[key]}' if key in owner else 'no experiment yet', *['']*6))
-        lines += [_row(r['id'], says, f"**{v['verdict']}**", because(v), v['quantity'] + ('' if v['data'] == 'none' else f" ({v['data']})"), number(v), 'not reported' if v['paper'] is None else v['paper'], v['threshold'], f'[{b}]({n}/{b}/figure.png)', f'[{n}]({n}/{b}/notebook.ipynb)')
+        if key not in found:
+            lines.append(_row(r['id'], says, NOT_JUDGED,
+                              f'belongs to {owner[key]}' if key in owner else 'no experiment yet', *['']*6))
+        lines += [_row(r['id'], says, f"**{v['verdict']}**", because(v),
+                       v['quantity'] + ('' if v['data'] == 'none' else f" ({v['data']})"), number(v),
+                       'not reported' if v['paper'] is None else v['paper'], v['threshold'],
+                       f'[{b}]({n}/{b}/figure.png)', f'[{n}]({n}/{b}/notebook.ipynb)')
                   for v, n, b in found.get(key, ())]
     return lines
 
 def scoreboard() -> str:
     "The page, in Markdown: how to read it, verdicts counted, and for every paper its figures and its claims"
-    about, runs, dates, found, count = {n: describe(p) for n, p in experiments().items()}, {(n, b): (r, v) for n, b, r, v in all_results()}, commit_dates(), judged(), summary_counts()
-    lines = ['# Scoreboard', '', 'Written by `overmem report` from the files beside it.', '', '![A column for each paper, in it a cell for each claim, coloured and marked by its verdict](summary.png)', '', *_head(('paper', 'claims', *LOOKS))]
-    lines += [_row(PAPERS[s], sum(c.values()), *c.values()) for s, c in count.items()] + [_row('all', *(sum(x) for x in zip(*((sum(c.values()), *c.values()) for c in count.values()))))]
-    lines += ['', ' '.join(['Each claim stands with the verdict of the largest budget it was run at, and the weakest if there are several.', *(f'**{v[0].upper()}{v[1:]}**: {look.means}.' for v, look in LOOKS.items())]),
-              'Figures that share a notebook share its verdicts and its cost; what data and networks it was run on stands beside it, and need not be those of the paper. *ours* are experiments that rebuild no figure or table of the paper. Pictures are those of the notebooks.']
-    for s in PAPERS: lines += ['', f'## {PAPERS[s]}', '', CITED[s] + '.', '', '### Figures and tables', '', *figure_rows(s, about, runs, dates), '', '### Claims', '', *claim_rows(s, about, found)]
+    about, runs, dates, found, count = (
+        {n: describe(p) for n, p in experiments().items()}, {(n, b): (r, v) for n, b, r, v in all_results()},
+        commit_dates(), judged(), summary_counts())
+    lines = ['# Scoreboard', '', 'Written by `overmem report` from the files beside it.', '',
+             '![A column for each paper, in it a cell for each claim, coloured and marked by its verdict](summary.png)',
+             '', *_head(('paper', 'claims', *LOOKS))]
+    lines += ([_row(PAPERS[s], sum(c.values()), *c.values()) for s, c in count.items()]
+              + [_row('all', *(sum(x) for x in zip(*((sum(c.values()), *c.values()) for c in count.values()))))])
+    lines += ['', ' '.join(['Each claim stands with the verdict of the largest budget it was run at, '
+                            'and the weakest if there are several.',
+                            *(f'**{v[0].upper()}{v[1:]}**: {look.means}.' for v, look in LOOKS.items())]),
+              'Figures that share a notebook share its verdicts and its cost; what data and networks it was run on '
+              'stands beside it, and need not be those of the paper. *ours* are experiments that rebuild no figure '
+              'or table of the paper. Pictures are those of the notebooks.']
+    for s in PAPERS:
+        lines += ['', f'## {PAPERS[s]}', '', CITED[s] + '.', '', '### Figures and tables', '',
+                  *figure_rows(s, about, runs, dates), '', '### Claims', '', *claim_rows(s, about, found)]
     return '\n'.join(lines) + '\n'
 
 def report() -> Path:
-    "Write SCOREBOARD.md, summary.svg and summary.png into data/results; returns the page's path. The same results give the same files, byte for byte"
+    """Write SCOREBOARD.md, summary.svg and summary.png into data/results; returns the page's path.
+    The same results give the same files, byte for byte"""
     path, page, fig = results_dir()/'SCOREBOARD.md', scoreboard(), summary_figure(standing(judged()))
     with _styled():
         for kind, facts in dict(svg=dict(Date=None), png=dict(Software=None)).items():

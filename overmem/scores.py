@@ -19,7 +19,8 @@ from matplotlib import pyplot as plt
 from .base import BadRequest, replacing, writable, write_json
 from .data import class_numbers, Images, source, trouble
 from .ensembles import Named, Network, Recipe
-from .memorization import Scores, accidental_pairs, confident_sets, example_sets, fit_check, high_pairs, infl_blocks, mem_scores, pair_se, partners, shrunk_mem, split_half, typical_noise
+from .memorization import (Scores, accidental_pairs, confident_sets, example_sets, fit_check, high_pairs,
+                                  infl_blocks, mem_scores, pair_se, partners, shrunk_mem, split_half, typical_noise)
 from .plots import image_grid
 from .runs import locked
 from .studies import Ensemble, Study, check, fill, gather, row_file
@@ -36,46 +37,74 @@ def summary(e:Ensemble, s:Scores, y_tr, y_te, frac:float=.7) -> dict:
     easy = p_te >= .8                                                    # those that the rule asks of
     half = split_half(e.train, e.mask, q) if m >= 2*q else dict.fromkeys(('pearson', 'spearman', 'reliability'))
     share = lambda v: float(np.mean(v))
-    return dict(models=m, frac=frac, images=len(y_tr), test_images=len(y_te), unscored=int((~known).sum()), test_acc=share(p_te), **{k: None if v != v else v for k, v in fit_check(s).items()},
-                se_mean=float(s.se[known].mean()) if known.any() else None, se_largest=float(s.se[known].max()) if known.any() else None,
-                split_half_pearson=half['pearson'], split_half_spearman=half['spearman'], reliability=half['reliability'],
-                mem_above_15=share(s.mem[known] > .15), mem_above_25=share(s.mem[known] >= .25),
-                pairs=len(pairs), pairs_by_chance=share(accidental_pairs(e.test, e.mask, y_tr, y_te, np.nan_to_num(s.mem))), affected=len(partners(pairs)), one_partner=int((partners(pairs) == 1).sum()),
-                typical_noise=share(typical_noise(p_te[easy], max(1, round(candidates)), .5 + frac*m, .5 + (1 - frac)*m)) if easy.any() else 1.,
-                **{f'{k}_by_rule': share(v) for k, v in rule._asdict().items()}, **{f'{k}_confident': share(v) for k, v in sure._asdict().items()})
+    return dict(
+        models=m, frac=frac, images=len(y_tr), test_images=len(y_te), unscored=int((~known).sum()),
+        test_acc=share(p_te), **{k: None if v != v else v for k, v in fit_check(s).items()},
+        se_mean=float(s.se[known].mean()) if known.any() else None,
+        se_largest=float(s.se[known].max()) if known.any() else None,
+        split_half_pearson=half['pearson'], split_half_spearman=half['spearman'], reliability=half['reliability'],
+        mem_above_15=share(s.mem[known] > .15), mem_above_25=share(s.mem[known] >= .25),
+        pairs=len(pairs), pairs_by_chance=share(accidental_pairs(e.test, e.mask, y_tr, y_te, np.nan_to_num(s.mem))),
+        affected=len(partners(pairs)), one_partner=int((partners(pairs) == 1).sum()),
+        typical_noise=share(typical_noise(p_te[easy], max(1, round(candidates)), .5 + frac*m, .5 + (1 - frac)*m))
+                      if easy.any() else 1.,
+        **{f'{k}_by_rule': share(v) for k, v in rule._asdict().items()},
+        **{f'{k}_confident': share(v) for k, v in sure._asdict().items()})
 
 def cautions(about:dict) -> list:
     "Sentences on what the scores can't be used for, given their summary"
     said = []
-    if about['unscored']: said.append(f"{about['unscored']} images were never in, or never out of, a subset and have no score (nan): more models are needed")
-    if not about['fits']: said.append(f"the networks are right on {about['p_in']:.3f} of what they were trained on, on {about['p_in_hard'] or 1:.3f} of the hard ones: below .98 these scores understate memorization. Train longer, or use 1 - p_out under its own name")
-    if about['reliability'] and about['reliability'] < .9: said.append(f"reliability {about['reliability']:.2f}: the order of the images is still noisy; more models would help")
-    if about['pairs_by_chance'] > .05*about['pairs']: said.append(f"{about['pairs_by_chance']:.0f} of {about['pairs']} high-influence pairs would be found by chance: about 1,000 models are needed for the threshold .15")
-    if about['typical_noise'] > .5: said.append(f"the rule 'no influence above .02' is below the noise (broken by chance with probability {about['typical_noise']:.2f}): use the confident sets")
+    if about['unscored']:
+        said.append(f"{about['unscored']} images were never in, or never out of, a subset and have no score (nan): "
+                    "more models are needed")
+    if not about['fits']:
+        said.append(f"the networks are right on {about['p_in']:.3f} of what they were trained on, "
+                    f"on {about['p_in_hard'] or 1:.3f} of the hard ones: "
+                    "below .98 these scores understate memorization. Train longer, or use 1 - p_out under its own name")
+    if about['reliability'] and about['reliability'] < .9:
+        said.append(f"reliability {about['reliability']:.2f}: the order of the images is still noisy; "
+                    "more models would help")
+    if about['pairs_by_chance'] > .05*about['pairs']:
+        said.append(f"{about['pairs_by_chance']:.0f} of {about['pairs']} high-influence pairs "
+                    "would be found by chance: about 1,000 models are needed for the threshold .15")
+    if about['typical_noise'] > .5:
+        said.append("the rule 'no influence above .02' is below the noise "
+                    f"(broken by chance with probability {about['typical_noise']:.2f}): use the confident sets")
     return said
 
 # %% ../nbs/39_scores.ipynb #4000e613
 def score_arrays(e:Ensemble, s:Scores, y_tr, y_te, at:tuple, classes=()) -> dict:
-    "What goes into scores.npz; `at` holds the positions (n,), (n',) of the images in the whole data set, `classes` its numbers of their classes"
+    """What goes into scores.npz; `at` holds the positions (n,), (n',) of the images in the whole data set,
+    `classes` its numbers of their classes"""
     p_te, blocks = e.test.mean(0), infl_blocks(e.test, e.mask, y_tr, y_te)
     sets = {'': example_sets(s.mem, blocks, p_te), '_confident': confident_sets(s, blocks, p_te, len(e.mask))}
-    out = dict(tr_labels=y_tr, tt_labels=y_te, tr_mem=s.mem, tr_mem_se=s.se, tr_mem_soft=mem_scores(e.train_conf, e.mask).mem, tr_mem_shrunk=shrunk_mem(s), tr_p_in=s.p_in, tr_p_out=s.p_out, tr_n_in=s.n_in, tr_n_out=s.n_out, tt_p=p_te, tr_at=at[0], tt_at=at[1], classes=np.array(classes or np.unique(y_tr)))
-    for kind, t in sets.items(): out |= {f'{where}_{name}{kind}': v for (where, name), v in zip((('tr', 'atypical'), ('tr', 'typical'), ('tt', 'atypical'), ('tt', 'typical')), t)}
-    for c, b in blocks.items(): out |= {f'tr_classidx_{c}': b.tr, f'tt_classidx_{c}': b.te, f'infl_matrix_class{c}': b.infl}
+    out = dict(tr_labels=y_tr, tt_labels=y_te, tr_mem=s.mem, tr_mem_se=s.se,
+               tr_mem_soft=mem_scores(e.train_conf, e.mask).mem, tr_mem_shrunk=shrunk_mem(s),
+               tr_p_in=s.p_in, tr_p_out=s.p_out, tr_n_in=s.n_in, tr_n_out=s.n_out, tt_p=p_te,
+               tr_at=at[0], tt_at=at[1], classes=np.array(classes or np.unique(y_tr)))
+    for kind, t in sets.items():
+        out |= {f'{where}_{name}{kind}': v for (where, name), v in zip(
+            (('tr', 'atypical'), ('tr', 'typical'), ('tt', 'atypical'), ('tt', 'typical')), t)}
+    for c, b in blocks.items():
+        out |= {f'tr_classidx_{c}': b.tr, f'tt_classidx_{c}': b.te, f'infl_matrix_class{c}': b.infl}
     return out
 
-FILES = ('scores.npz', 'high_infl_pairs_infl0.15_mem0.25.npz', 'most_memorized.csv', 'pairs.csv', 'most_memorized.png', 'pairs.png', 'summary.json')
+FILES = ('scores.npz', 'high_infl_pairs_infl0.15_mem0.25.npz', 'most_memorized.csv', 'pairs.csv',
+         'most_memorized.png', 'pairs.png', 'summary.json')
 
 def for_scores(folder:Path) -> Path:
     "The folder, if scores may be written there: it is new, or holds nothing but the files that will be replaced"
     folder = Path(folder).resolve()
     writable(folder.parent)
-    other = [f.name for f in folder.iterdir() if f.name not in FILES] if folder.is_dir() else [folder.name] if folder.exists() else []
+    other = ([f.name for f in folder.iterdir() if f.name not in FILES] if folder.is_dir()
+             else [folder.name] if folder.exists() else [])
     if other: raise BadRequest(f'{folder} holds {min(other)}, which is no file of scores: choose another --out')
     return folder
 
-def write_scores(folder:Path, e:Ensemble, tr:Images, te:Images, frac:float=.7, at:tuple|None=None, classes=(), **about) -> dict:
-    "Write scores, pairs, tables and pictures of an ensemble into a folder, whole; returns the summary, with `about` in it. `at` and `classes` as in `score_arrays`, by default the images are the whole sets"
+def write_scores(folder:Path, e:Ensemble, tr:Images, te:Images, frac:float=.7, at:tuple|None=None, classes=(),
+                 **about) -> dict:
+    """Write scores, pairs, tables and pictures of an ensemble into a folder, whole; returns the summary,
+    with `about` in it. `at` and `classes` as in `score_arrays`, by default the images are the whole sets"""
     folder, y_tr, y_te = for_scores(folder), tr.y.cpu().numpy(), te.y.cpu().numpy()
     at = tuple(np.asarray(v) for v in at or (np.arange(len(y_tr)), np.arange(len(y_te))))
     s = mem_scores(e.train, e.mask)
@@ -88,8 +117,10 @@ def write_scores(folder:Path, e:Ensemble, tr:Images, te:Images, frac:float=.7, a
         tmp.mkdir(parents=True)
         np.savez(tmp/'scores.npz', **score_arrays(e, s, y_tr, y_te, at, classes))
         np.savez(tmp/'high_infl_pairs_infl0.15_mem0.25.npz', **{k: v.to_numpy() for k, v in pairs.items()})
-        pd.DataFrame(dict(tr_idx=top, at=at[0][top], label=y_tr[top], mem=s.mem[top], se=s.se[top], p_in=s.p_in[top], p_out=s.p_out[top])).to_csv(tmp/'most_memorized.csv', index=False, float_format='%.4g')
-        pairs.assign(label=y_tr[pairs.tr_idx], tr_at=at[0][pairs.tr_idx], tt_at=at[1][pairs.tt_idx])[:100].to_csv(tmp/'pairs.csv', index=False, float_format='%.4g')
+        pd.DataFrame(dict(tr_idx=top, at=at[0][top], label=y_tr[top], mem=s.mem[top], se=s.se[top], p_in=s.p_in[top],
+                          p_out=s.p_out[top])).to_csv(tmp/'most_memorized.csv', index=False, float_format='%.4g')
+        pairs.assign(label=y_tr[pairs.tr_idx], tr_at=at[0][pairs.tr_idx],
+                     tt_at=at[1][pairs.tt_idx])[:100].to_csv(tmp/'pairs.csv', index=False, float_format='%.4g')
         _picture(tmp/'most_memorized.png', memorized_figure(tr, s, top))
         if len(pairs): _picture(tmp/'pairs.png', pairs_figure(tr, te, pairs))
         write_json(tmp/'summary.json', found)
@@ -107,47 +138,57 @@ def pairs_figure(tr:Images, te:Images, pairs:pd.DataFrame, n:int=20):
     "The n pairs of largest influence: the training image, and right of it the test image it helps"
     p = pairs[:n]
     x = [v for i, j in zip(p.tr_idx, p.tt_idx) for v in (tr.x[i].cpu(), te.x[j].cpu())]
-    return image_grid(np.stack(x), [t for i, v in zip(p.tr_idx, p.infl) for t in (f'train {int(tr.y[i])}', f'test +{v:.2f}')])
+    return image_grid(np.stack(x),
+                      [t for i, v in zip(p.tr_idx, p.infl) for t in (f'train {int(tr.y[i])}', f'test +{v:.2f}')])
 
 # %% ../nbs/39_scores.ipynb #5722cb2f
-def memorize(study:Study, models:int, folder:Path|None=None, rank:int=0, world:int=1, jobs:int=1, force:bool=False, at:tuple|None=None, classes=()) -> tuple:
-    "Train this shard's models and, if by then none is missing, write the scores into `folder` (default scores-MODELS beside the models). Returns (their summary, the folder); the summary is {} while other shards have models to train"
+def memorize(study:Study, models:int, folder:Path|None=None, rank:int=0, world:int=1, jobs:int=1, force:bool=False,
+             at:tuple|None=None, classes=()) -> tuple:
+    """Train this shard's models and, if by then none is missing, write the scores into `folder`
+    (default scores-MODELS beside the models). Returns (their summary, the folder);
+    the summary is {} while other shards have models to train"""
     check(study, models)
     study.chunks(models, rank, world)                                    # refuses a wrong rank
     folder = for_scores(folder or study.folder()/f'scores-{models}')
     fill(study, models, rank, world, jobs, force)
     rows = study.folder()
     if world > 1 and not all(row_file(rows, k).exists() for k in range(models)): return {}, folder
-    with locked(rows): return write_scores(folder, gather(study, models), *study.data(), study.frac, at, classes, **study.about()), folder
+    with locked(rows):
+        return (write_scores(folder, gather(study, models), *study.data(), study.frac, at, classes, **study.about()),
+                folder)
 
 # %% ../nbs/39_scores.ipynb #e050e75a
 def images_of(dataset:str, n:int, n_test:int, classes:str, shrink:int, device:str) -> Callable:
     "The function that loads a data set, named or module:function"
     if ':' in dataset:
-        if n or n_test or classes or shrink: raise BadRequest('--n, --n-test, --classes and --shrink are for named data sets: let your function do it')
+        if n or n_test or classes or shrink:
+            raise BadRequest('--n, --n-test, --classes and --shrink are for named data sets: let your function do it')
         return imported(dataset)
     s, problem = source(dataset), trouble(dataset)
     if problem: raise BadRequest(problem)
     by = shrink or (2 if device == 'cpu' and s.shape[1] > 8 and not s.shape[1] % 2 else 1)
     load = Named(dataset, n, n_test, class_numbers(classes), by)
-    load()                                                               # refuses what can't be had, before anything is trained
+    load()  # refuses what can't be had, before anything is trained
     return load
 
 def network_of(model:str, load:Callable, device:str, engine:str='networks') -> Callable:
     "The function that makes a network, from an expression or module:function; nearest neighbours need none"
     if engine == 'nearest': return Recipe
     if ':' in model: return imported(model)
-    if not isinstance(load, Named): raise BadRequest('a data set of your own needs a network of its own: --model module:function')
+    if not isinstance(load, Named):
+        raise BadRequest('a data set of your own needs a network of its own: --model module:function')
     return Network(model or ('preact_resnet(16, stem=2)' if device == 'cpu' else 'preact_resnet(64)'), load)
 
 def recipe_of(engine:str, device:str, epochs:int, lr:str, bs:int, at_once:int, **rest) -> Recipe:
     "The `Recipe` with what was not given filled in for engine and device"
     many = dict(many=10, nearest=100)
-    return Recipe(epochs, lr or f'triangle(.4, {epochs}, {epochs/5:g})', bs or (256 if device == 'cpu' else 512), at_once=at_once or many.get(engine, 1), device=device, **rest)
+    return Recipe(epochs, lr or f'triangle(.4, {epochs}, {epochs/5:g})', bs or (256 if device == 'cpu' else 512),
+                  at_once=at_once or many.get(engine, 1), device=device, **rest)
 
 def imported(where:str) -> Callable:
     "The function that module:function names; the current folder is searched, too"
     module, _, name = where.partition(':')
     if '' not in sys.path: sys.path.insert(0, '')
     try: return getattr(import_module(module), name)
-    except Exception as e: raise BadRequest(f"no function '{name}' in a module '{module}' ({e}): run this where {module}.py lies") from e
+    except Exception as e:
+        raise BadRequest(f"no function '{name}' in a module '{module}' ({e}): run this where {module}.py lies") from e

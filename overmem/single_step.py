@@ -29,37 +29,60 @@ from .train import fit, read_checkpoint
 
 # %% ../nbs/39_single_step.ipynb #ade59c84
 WAYS = dict(
-    fgsm='fgsm, eps={e}', rs_fgsm='rs_fgsm, eps={e}, alpha=1.25*{e}', rs_fgsm_2eps='rs_fgsm, eps={e}, alpha=2*{e}', n_fgsm='n_fgsm, eps={e}, k={k}',
-    zerograd='zerograd, eps={e}, q={q}', zerograd_zero='zerograd, eps={e}, q={q}, start=zero', multigrad='multigrad, eps={e}, n={points}',
-    pgd2='pgd, eps={e}, alpha={e}/2, steps=2, start=zero', pgd10='pgd, eps={e}, alpha={e}/4, steps=10', grad_align='grad_align, eps={e}, lam={lam}', free_at='free_at, eps={e}, m={m}, shape={shape}',
-    rs_fgsm_short='rs_fgsm, eps={e}, alpha=1.2*{e}', zerograd_random='zerograd_random, eps={e}, q={q}', zerograd_largest='zerograd_largest, eps={e}, q={q}', zerograd_reset='zerograd_reset, eps={e}, q={q}',
-    fgsm_eval='crafted_in_eval(fgsm), eps={e}', zerograd_eval='crafted_in_eval(zerograd), eps={e}, q={q}', multigrad_parallel='multigrad_parallel, eps={e}, n={points}')
+    fgsm='fgsm, eps={e}', rs_fgsm='rs_fgsm, eps={e}, alpha=1.25*{e}',
+    rs_fgsm_2eps='rs_fgsm, eps={e}, alpha=2*{e}', n_fgsm='n_fgsm, eps={e}, k={k}',
+    zerograd='zerograd, eps={e}, q={q}', zerograd_zero='zerograd, eps={e}, q={q}, start=zero',
+    multigrad='multigrad, eps={e}, n={points}',
+    pgd2='pgd, eps={e}, alpha={e}/2, steps=2, start=zero', pgd10='pgd, eps={e}, alpha={e}/4, steps=10',
+    grad_align='grad_align, eps={e}, lam={lam}', free_at='free_at, eps={e}, m={m}, shape={shape}',
+    rs_fgsm_short='rs_fgsm, eps={e}, alpha=1.2*{e}', zerograd_random='zerograd_random, eps={e}, q={q}',
+    zerograd_largest='zerograd_largest, eps={e}, q={q}', zerograd_reset='zerograd_reset, eps={e}, q={q}',
+    fgsm_eval='crafted_in_eval(fgsm), eps={e}', zerograd_eval='crafted_in_eval(zerograd), eps={e}, q={q}',
+    multigrad_parallel='multigrad_parallel, eps={e}, n={points}')
 
 def objective_of(way:str, ramp:float=0, **numbers) -> str:
-    "The expression of a way to train; `numbers` fill its braces, `ramp` is the number of epochs over which the radius grows"
+    "The expression of a way to train; `numbers` fill its braces, `ramp`: the epochs over which the radius grows"
     maker, _, said = WAYS[way].format(**numbers).partition(', ')
     if way == 'free_at': return f'free_at({said}, ramp={ramp})'
     if way == 'grad_align': return f'growing({maker}, {ramp}, {said})'
-    return f'ramp({maker}, {ramp}, {said})' if ramp or '(' in maker else f'adv({maker}({said}))'             # the maker of a maker goes only into `ramp`
+    # the maker of a maker goes only into `ramp`
+    return f'ramp({maker}, {ramp}, {said})' if ramp or '(' in maker else f'adv({maker}({said}))'
 
 # %% ../nbs/39_single_step.ipynb #70e483e1
-CIFAR10 = dict(data='cifar10', arch='PreActResNet-18', model='preact_resnet18()', shrink=1, eps='8/255', q=.35, points=3, k=2, lam=.2, m=8, ramp=0, n=0, n_test=1000,
-               floor=.2, aug='crop_flip(4)', wd=5e-4, precision='auto', lr=(.2, 2), epochs=30, every=1)
-SHALLOW = dict(CIFAR10, arch='one convolution, 16 filters', model='shallow(16, 16)', shrink=2, eps='16/255', lam=2., m=4, free_peak=.02, n=10_000, n_test=500, floor=.12, aug='crop_flip(0)', precision='fp32', lr=(.02, 2), epochs=20)
-MNIST = dict(CIFAR10, data='mnist', arch='PreActResNet 16-32-64, stride-2 stem', model='preact_resnet(16, (1, 1, 1), stem=2)', eps='.3', ramp=16, n=5000, n_test=300, aug='', wd=0., lr=(.1, 2))
-OFFICIAL = dict(cifar10=dict(CIFAR10, precision='fp32'), cifar100=dict(CIFAR10, precision='fp32', data='cifar100', q=.45, aug="compose(crop_flip(4, 'constant'), rotate(15))"),
-                svhn=dict(CIFAR10, precision='fp32', data='svhn', q=.7, aug='', lr=(.01, 2.5), epochs=15, lam=2.5, free_peak=.01))     # the six recipes, of which `q` is ZeroGrad's
-SETTINGS = dict(smoke=dict(SHALLOW, epochs=2, n=128, n_test=32, seeds=1), laptop=dict(SHALLOW, seeds=5, first=10), gpu=dict(CIFAR10, seeds=3), full=dict(OFFICIAL['cifar10'], seeds=5))
+CIFAR10 = dict(data='cifar10', arch='PreActResNet-18', model='preact_resnet18()', shrink=1, eps='8/255', q=.35,
+               points=3, k=2, lam=.2, m=8, ramp=0, n=0, n_test=1000, floor=.2, aug='crop_flip(4)', wd=5e-4,
+               precision='auto', lr=(.2, 2), epochs=30, every=1)
+SHALLOW = dict(CIFAR10, arch='one convolution, 16 filters', model='shallow(16, 16)', shrink=2, eps='16/255', lam=2.,
+               m=4, free_peak=.02, n=10_000, n_test=500, floor=.12, aug='crop_flip(0)', precision='fp32',
+               lr=(.02, 2), epochs=20)
+MNIST = dict(CIFAR10, data='mnist', arch='PreActResNet 16-32-64, stride-2 stem',
+             model='preact_resnet(16, (1, 1, 1), stem=2)', eps='.3', ramp=16, n=5000, n_test=300,
+             aug='', wd=0., lr=(.1, 2))
+OFFICIAL = dict(  # the six recipes, of which `q` is ZeroGrad's
+    cifar10=dict(CIFAR10, precision='fp32'),
+    cifar100=dict(CIFAR10, precision='fp32', data='cifar100', q=.45,
+                  aug="compose(crop_flip(4, 'constant'), rotate(15))"),
+    svhn=dict(CIFAR10, precision='fp32', data='svhn', q=.7, aug='', lr=(.01, 2.5), epochs=15, lam=2.5, free_peak=.01))
+SETTINGS = dict(smoke=dict(SHALLOW, epochs=2, n=128, n_test=32, seeds=1), laptop=dict(SHALLOW, seeds=5, first=10),
+                gpu=dict(CIFAR10, seeds=3), full=dict(OFFICIAL['cifar10'], seeds=5))
 
 def training(s, way:str, seed:int, device:str='cpu', stand_in:bool=False, **change) -> Training:
-    "One run in the setting `s` (a row of `SETTINGS` as a namespace), some of its numbers changed; seeds are counted from its `first`. Free-AT gets as many forward-backward passes as single-step training (one an update against two, rounded to whole epochs) and a fifth of the peak learning rate, unless the setting has a `free_peak`"
+    """One run in the setting `s` (a row of `SETTINGS` as a namespace), some of its numbers changed; seeds are counted
+    from its `first`. Free-AT gets as many forward-backward passes as single-step training (one an update against two,
+    rounded to whole epochs) and a fifth of the peak learning rate, unless the setting has a `free_peak`"""
     v = vars(s) | change
     seed += v.get('first', 0)
     epochs, ramp = (max(1, n*2//v['m']) if way == 'free_at' and n else n for n in (v['epochs'], v['ramp']))
     e, (peak, part), (c, *sides) = f"({v['eps']})", v['lr'], source(v['data']).shape
     if way == 'free_at': peak = v.get('free_peak', round(peak/5, 6))
-    return Training(f'single-{way}', v['data'], objective_of(way, ramp, e=e, q=v['q'], points=v['points'], k=v['k'], lam=v['lam'], m=v['m'], shape=(c, *(k//v['shrink'] for k in sides))), v['model'], f'triangle({peak}, {epochs}, {max(1, epochs//part)})', epochs, seed, wd=v['wd'], aug=v['aug'], shrink=v['shrink'],
-                    n=v['n'], n_test=v['n_test'], attacks=dict(fgsm=f'fgsm({e})', pgd10=f'pgd({e}, {e}/4, 10)'), probes=dict(cosine=f'grad_alignment({e})'), every=v['every'], best='pgd10', device=device, precision=v['precision'], stand_in=stand_in)
+    return Training(f'single-{way}', v['data'],
+                    objective_of(way, ramp, e=e, q=v['q'], points=v['points'], k=v['k'], lam=v['lam'], m=v['m'],
+                                 shape=(c, *(k//v['shrink'] for k in sides))),
+                    v['model'], f'triangle({peak}, {epochs}, {max(1, epochs//part)})', epochs, seed, wd=v['wd'],
+                    aug=v['aug'], shrink=v['shrink'], n=v['n'], n_test=v['n_test'],
+                    attacks=dict(fgsm=f'fgsm({e})', pgd10=f'pgd({e}, {e}/4, 10)'),
+                    probes=dict(cosine=f'grad_alignment({e})'), every=v['every'], best='pgd10', device=device,
+                    precision=v['precision'], stand_in=stand_in)
 
 def seeds_of(grid:dict) -> list:
     "The seeds of all runs {key: Training}, in order"
@@ -71,7 +94,8 @@ def grad_align_weight(eps:str) -> float:
 
 def data_name(data:str, stand_in:bool=False) -> str:
     "A data set as a table names it"
-    return 'digits' if stand_in else dict(mnist='MNIST', cifar10='CIFAR-10', cifar100='CIFAR-100', svhn='SVHN', tiny_imagenet='Tiny ImageNet')[data]
+    return 'digits' if stand_in else dict(
+        mnist='MNIST', cifar10='CIFAR-10', cifar100='CIFAR-100', svhn='SVHN', tiny_imagenet='Tiny ImageNet')[data]
 
 # %% ../nbs/39_single_step.ipynb #c2737ae8
 def over(a, b) -> np.ndarray:
@@ -83,23 +107,26 @@ class Watched(Grid):
     "A grid of runs that may collapse. `floor` is the PGD accuracy from which a network counts as robust"
     def __init__(self, grid:dict, jobs:int=1, force:bool=False, floor:float=.2):
         super().__init__(grid, jobs, force)
-        self.floor = floor - 1e-6                                        # accuracies are means in float32: 60 of 500 is a little less than .12
-        self.top = 1.08*max(self(k, m).max() for k in self.labels for m in ('clean_acc', 'fgsm_acc'))     # of the panels
+        self.floor = floor - 1e-6  # accuracies are means in float32: 60 of 500 is a little less than .12
+        self.top = 1.08*max(self(k, m).max() for k in self.labels for m in ('clean_acc', 'fgsm_acc'))  # of the panels
     def last(self, label, metric:str='pgd10_acc') -> np.ndarray:
         "(S,) after the last epoch"
         return self(label, metric)[:, -1]
     def fallen(self, label) -> tuple:
-        "For each seed: the epoch at which the detector fired or None; whether the model is collapsed at the end; whether it was robust once"
+        """For each seed: the epoch at which the detector fired or None; whether the model is collapsed at the end;
+        whether it was robust once"""
         P, F = self(label, 'pgd10_acc'), self(label, 'fgsm_acc')
         at = [collapse(p, f, self.floor) for p, f in zip(P, F)]
-        return [None if a is None else int(self.epochs(label)[a]) for a in at], np.array([a is not None for a in at]) & (P[:, -1] < .5*P.max(1)), P.max(1) >= self.floor
+        return ([None if a is None else int(self.epochs(label)[a]) for a in at],
+                np.array([a is not None for a in at]) & (P[:, -1] < .5*P.max(1)), P.max(1) >= self.floor)
     def survived(self, label) -> np.ndarray:
-        "(S,) share of the epochs before the fall from which the model did not recover; 1 if there was none, nan if it never was robust"
+        "(S,) share of the epochs before the fall without recovery; 1 if there was none, nan if it never was robust"
         def share(p, epochs):
-            low = np.logical_and.accumulate((p < .5*p.max())[::-1])[::-1]                 # from here to the end below half of the best
+            low = np.logical_and.accumulate((p < .5*p.max())[::-1])[::-1]  # from here to the end below half of the best
             return epochs[low.argmax()]/epochs[-1] if low.any() else 1.
         _, end, robust = self.fallen(label)
-        return np.array([np.nan if not r else share(p, self.epochs(label)) if e else 1. for p, e, r in zip(self(label, 'pgd10_acc'), end, robust)])
+        return np.array([np.nan if not r else share(p, self.epochs(label)) if e else 1.
+                         for p, e, r in zip(self(label, 'pgd10_acc'), end, robust)])
     def safe(self, label) -> np.ndarray:
         "(S,) whether it ends robust and not collapsed"
         return self.robust(label) & ~self.fallen(label)[1]
@@ -115,22 +142,31 @@ class Watched(Grid):
         def line(label):
             at, end, robust = self.fallen(label)
             P = self(label, 'pgd10_acc')
-            return dict(way=label, robust_once=f'{robust.sum()} of {len(robust)}', detector_fired=f'{sum(a is not None for a in at)} of {len(at)}', at_epoch=', '.join('–' if a is None else str(a) for a in at), collapsed_at_end=f'{end.sum()} of {len(end)}',
-                        best_pgd10=f'{P.max(1).mean():.2f}', last_pgd10=f'{P[:, -1].mean():.2f}', last_fgsm=f"{self.last(label, 'fgsm_acc').mean():.2f}")
+            return dict(way=label, robust_once=f'{robust.sum()} of {len(robust)}',
+                        detector_fired=f'{sum(a is not None for a in at)} of {len(at)}',
+                        at_epoch=', '.join('–' if a is None else str(a) for a in at),
+                        collapsed_at_end=f'{end.sum()} of {len(end)}',
+                        best_pgd10=f'{P.max(1).mean():.2f}', last_pgd10=f'{P[:, -1].mean():.2f}',
+                        last_fgsm=f"{self.last(label, 'fgsm_acc').mean():.2f}")
         return pd.DataFrame([line(l) for l in labels or self.labels]).set_index('way')
     def numbers(self, label) -> dict:
         "{metric: (S,)} for a table"
         at, end, _ = self.fallen(label)
-        return dict(clean_acc_last=self.last(label, 'clean_acc'), fgsm_acc_last=self.last(label, 'fgsm_acc'), pgd10_acc_last=self.last(label), pgd10_acc_best=self(label, 'pgd10_acc').max(1), grad_cosine_last=self.last(label, 'cosine'),
+        return dict(clean_acc_last=self.last(label, 'clean_acc'), fgsm_acc_last=self.last(label, 'fgsm_acc'),
+                    pgd10_acc_last=self.last(label), pgd10_acc_best=self(label, 'pgd10_acc').max(1),
+                    grad_cosine_last=self.last(label, 'cosine'),
                     detector_fired=np.array([a is not None for a in at]), collapsed_at_end=end)
     def panel(self, ax, label, title=None):
-        "Accuracies over the epochs: clean dotted, FGSM dashed, PGD-10 solid with its seeds; a vertical line where the detector fired"
-        for metric, name, ls, each in (('clean_acc', 'clean', ':', False), ('fgsm_acc', 'FGSM', '--', False), ('pgd10_acc', 'PGD-10', '-', True)):
+        """Accuracies over the epochs: clean dotted, FGSM dashed, PGD-10 solid with its seeds;
+        a vertical line where the detector fired"""
+        for metric, name, ls, each in (('clean_acc', 'clean', ':', False), ('fgsm_acc', 'FGSM', '--', False),
+                                       ('pgd10_acc', 'PGD-10', '-', True)):
             curves(ax, self.epochs(label), self(label, metric), name, color(str(label).partition(',')[0]), ls, each)
         at, end, _ = self.fallen(label)
         for a in at:
             if a is not None: ax.axvline(a, color='k', lw=.4, alpha=.5)
-        ax.set(title=f"{title or label}\n{sum(a is not None for a in at)} of {len(end)} fell, {end.sum()} for good", xlabel='epoch', ylim=(-.02, self.top))
+        ax.set(title=f"{title or label}\n{sum(a is not None for a in at)} of {len(end)} fell, {end.sum()} for good",
+               xlabel='epoch', ylim=(-.02, self.top))
         ax.title.set_size(8)
 
 # %% ../nbs/39_single_step.ipynb #b19d732a
@@ -138,9 +174,12 @@ PGD50X10 = dict(pgd50x10='pgd({e}, {e}/4, 50, restarts=10)')             # as th
 PGD20 = dict(pgd20='pgd({e}, {e}/4, 20)')                                # as that of DOM does
 
 def strong_rows(checkpoint:Path, n:int, eps:str, device:str='cpu', attacks:dict=PGD50X10) -> dict:
-    "{clean, each attack, aa: (n,) bool} of the first n test images: still right, also under an attack of radius eps, also under AutoAttack. `checkpoint` lies in the folder of a run; attacks {name: expression in which {e} is the radius}"
+    """{clean, each attack, aa: (n,) bool} of the first n test images: still right, also under an attack of radius eps,
+    also under AutoAttack. `checkpoint` lies in the folder of a run; attacks {name: expression, {e} is the radius}"""
     where = Path(checkpoint)
-    return compute(dict(name='strong', checkpoint=f'{where.parent.name}/{where.name}', weights=digest(read_checkpoint(where)[0]), n=n, eps=eps, device=device, attacks=attacks), _attacked, ('autoattack', 'evaluate', 'runs'))
+    return compute(dict(name='strong', checkpoint=f'{where.parent.name}/{where.name}',
+                        weights=digest(read_checkpoint(where)[0]), n=n, eps=eps, device=device, attacks=attacks),
+                   _attacked, ('autoattack', 'evaluate', 'runs'))
 
 def _attacked(config):
     c = SimpleNamespace(**config)
@@ -161,7 +200,8 @@ def attack_all(todo:list, jobs:int=1) -> list:
 def _unpacked(arguments): return strong_rows(*arguments)
 
 def update_norms(c:Training) -> dict:
-    "The same run once more, with the l2 norm of every update of the weights by a full batch: {norm (T,), epoch (T,) in which it was made, pgd10_acc and fgsm_acc (E,)}"
+    """The same run once more, with the l2 norm of every update of the weights by a full batch:
+    {norm (T,), epoch (T,) in which it was made, pgd10_acc and fgsm_acc (E,)}"""
     return compute(dict(asdict(c), name=f'norms-{c.name}'), _moved, ('runs', *names_in(c.objective)))
 
 def _moved(config):
@@ -171,9 +211,11 @@ def _moved(config):
     was, norms, epochs, seen = [flat()], [], [], []
     def record(epoch, b, s):
         now = flat()
-        if len(b.y) == c.bs:                                             # the short batch that ends an epoch moves them further
+        if len(b.y) == c.bs:  # the short batch that ends an epoch moves them further
             norms.append((now - was[0]).norm())
             epochs.append(epoch + 1)
         was[0] = now
-    fit(model, loader_of(c, tr, objective), objective, opt, make(c.lr), c.epochs, record, [lambda epoch, model: seen.append(measure(c, model, te))], c.precision, c.capture)
-    return dict(norm=torch.stack(norms).cpu(), epoch=np.array(epochs), **{k: np.array([r[k] for r in seen]) for k in ('pgd10_acc', 'fgsm_acc')})
+    fit(model, loader_of(c, tr, objective), objective, opt, make(c.lr), c.epochs, record,
+        [lambda epoch, model: seen.append(measure(c, model, te))], c.precision, c.capture)
+    return dict(norm=torch.stack(norms).cpu(), epoch=np.array(epochs),
+                **{k: np.array([r[k] for r in seen]) for k in ('pgd10_acc', 'fgsm_acc')})

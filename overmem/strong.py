@@ -24,20 +24,24 @@ from .data import floats
 def needs(k:int, K:int):
     "BadRequest unless there are at least `k` classes; it names the attacks that do with K"
     others = ('apgd_ce', 'apgd_dlr', 'fab_t', 'square') if K == 3 else ('apgd_ce', 'fab_t', 'square')
-    if K < k: raise BadRequest(f'the DLR loss asked for needs {k} classes and the model has {K}: attack with {", ".join(others)}, as version={others}')
+    if K < k:
+        raise BadRequest(f'the DLR loss asked for needs {k} classes and the model has {K}: attack with '
+                         f'{", ".join(others)}, as version={others}')
 
 def _lead(logits, a, b):
     logits = full(logits)
     return (logits.gather(1, a[:, None]) - logits.gather(1, b[:, None]))[:, 0]
 
 def dlr(logits:Tensor, y:Tensor) -> Tensor:
-    "Difference of logits ratio (N,): the margin over z_1st - z_3rd, positive exactly when wrong, in [-1,0] when right (Croce & Hein 2020b, section 4; K >= 3)"
+    """Difference of logits ratio (N,): the margin over z_1st - z_3rd, positive exactly when wrong, in [-1,0] when right
+    (Croce & Hein 2020b, section 4; K >= 3)"""
     needs(3, logits.shape[1])
     top = full(logits).topk(3, 1).values
     return margin(logits, y)/(top[:, 0] - top[:, 2] + 1e-12)
 
 def dlr_targeted(logits:Tensor, y:Tensor, target:Tensor) -> Tensor:
-    "DLR towards a class (N,): (z_t - z_y)/(z_1st - (z_3rd + z_4th)/2), positive only when wrong (Croce & Hein 2020b, section 4; K >= 4)"
+    """DLR towards a class (N,): (z_t - z_y)/(z_1st - (z_3rd + z_4th)/2), positive only when wrong
+    (Croce & Hein 2020b, section 4; K >= 4)"""
     needs(4, logits.shape[1])
     top = full(logits).topk(4, 1).values
     return _lead(logits, target, y)/(top[:, 0] - (top[:, 2] + top[:, 3])/2 + 1e-12)
@@ -46,7 +50,7 @@ def dlr_targeted(logits:Tensor, y:Tensor, target:Tensor) -> Tensor:
 def _col(v, like): return v.view(-1, *[1]*(like.dim() - 1))
 
 class Standing(SimpleNamespace):
-    "Tensors with one row for each image that still stands; they are cut and overwritten together. `i` is the image's row in the batch"
+    "Tensors with one row for each image that still stands, cut and overwritten together; `i` is its row in the batch"
     def keep(self, mask:Tensor):
         "Cut to the rows where `mask` (N,) holds"
         for k, v in vars(self).items(): setattr(self, k, v[mask])
@@ -65,7 +69,7 @@ class Found:
         "Zero perturbations; every image stands"
         return cls(torch.zeros_like(x), torch.full((len(x),), -1, device=x.device), x.new_full((len(x),), -torch.inf))
     def fell(self, s:Standing, wrong:Tensor, step:int) -> bool:
-        "Enter the images of `s` that are `wrong` (N,), with their s.delta, and cut them from `s`; True while any stands"
+        "Enter the images of `s` that are `wrong` (N,), with their delta, and cut them from `s`; True while any stands"
         if wrong.any():
             self.delta[s.i[wrong]], self.step[s.i[wrong]] = s.delta[wrong], step
             s.keep(~wrong)
@@ -78,25 +82,36 @@ class Found:
 
 # %% ../nbs/13_strong.ipynb #08c22e12
 def checked(x:Tensor, y:Tensor, eps:float=0.):
-    "BadRequest, in one line, unless x are images in [0,1] (or bytes), y (N,) their whole-number labels, and eps a radius in pixel units"
-    if not 0 <= eps <= 1: raise BadRequest(f'eps is {eps}: a radius lies between 0 and 1, in the unit of the pixels (write 8/255)')
+    """BadRequest, in one line, unless x are images in [0,1] (or bytes), y (N,) their whole-number labels,
+    and eps a radius in pixel units"""
+    if not 0 <= eps <= 1:
+        raise BadRequest(f'eps is {eps}: a radius lies between 0 and 1, in the unit of the pixels (write 8/255)')
     if not len(x): raise BadRequest(f'there is no image to attack: x has shape {tuple(x.shape)}')
-    if y.shape != x.shape[:1]: raise BadRequest(f'{len(x)} images want as many labels, y of shape ({len(x)},), not {tuple(y.shape)}')
-    if y.dtype != torch.int64: raise BadRequest(f'labels are whole numbers of type torch.int64, not {y.dtype}: write y.long()')
+    if y.shape != x.shape[:1]:
+        raise BadRequest(f'{len(x)} images want as many labels, y of shape ({len(x)},), not {tuple(y.shape)}')
+    if y.dtype != torch.int64:
+        raise BadRequest(f'labels are whole numbers of type torch.int64, not {y.dtype}: write y.long()')
     if x.dtype == torch.uint8: return
     if not x.is_floating_point(): raise BadRequest(f'images are floats in [0,1] or bytes (torch.uint8), not {x.dtype}')
     lo, hi = x.min().item(), x.max().item()
-    if not 0 <= lo <= hi <= 1: raise BadRequest(f'pixels run from {lo:.4g} to {hi:.4g}, not in [0,1]: divide bytes by 255; normalisation is the first layer of the model')
+    if not 0 <= lo <= hi <= 1:
+        raise BadRequest(f'pixels run from {lo:.4g} to {hi:.4g}, not in [0,1]: divide bytes by 255; '
+                         'normalisation is the first layer of the model')
 
 @torch.no_grad()
 def clean_logits(model, x:Tensor, y:Tensor) -> Tensor:
-    "model(x), (N,K); BadRequest, in one line, if that is no row of K >= 2 logits per image, if it has a NaN, or if a label is none of the K classes"
+    """model(x), (N,K); BadRequest, in one line, if that is no row of K >= 2 logits per image, if it has a NaN,
+    or if a label is none of the K classes"""
     z = model(x)
     shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
     if not isinstance(z, Tensor) or z.dim() != 2 or len(z) != len(x) or z.shape[1] < 2:
         raise BadRequest(f'the model returned {shape} for {len(x)} images, not logits of shape ({len(x)}, classes)')
-    if z.isnan().any(): raise BadRequest(f'the model returns NaN for {int(z.isnan().any(1).sum())} of {len(x)} images: nothing can be said about it')
-    if y.min() < 0 or y.max() >= z.shape[1]: raise BadRequest(f'labels run from {int(y.min())} to {int(y.max())}, but the model has the classes 0 to {z.shape[1] - 1}')
+    if z.isnan().any():
+        raise BadRequest(f'the model returns NaN for {int(z.isnan().any(1).sum())} of {len(x)} images: '
+                         'nothing can be said about it')
+    if y.min() < 0 or y.max() >= z.shape[1]:
+        raise BadRequest(f'labels run from {int(y.min())} to {int(y.max())}, '
+                         f'but the model has the classes 0 to {z.shape[1] - 1}')
     return z
 
 def in_turn(
@@ -106,7 +121,8 @@ def in_turn(
     classes:int=2) -> Attack:     # fewest classes with which it can work
     "The attack that makes attempts one after another, each on the images that still stand"
     def trace(model, x, y):
-        "x (N,C,H,W) in [0,1], y (N,) -> delta, detached, and step (N,): when it fell, counted over all attempts; 0 if wrong without attack, -1 if it stands"
+        """x (N,C,H,W) in [0,1], y (N,) -> delta, detached, and step (N,): when it fell, counted over all attempts;
+        0 if wrong without attack, -1 if it stands"""
         checked(x, y)
         x = floats(x)
         found = Found.nothing(x)
@@ -130,12 +146,14 @@ def checkpoints(steps:int) -> list:
 
 # %% ../nbs/13_strong.ipynb #ae20c08e
 def look(model, x:Tensor, y:Tensor, delta:Tensor, loss:Callable) -> tuple:
-    "(loss (N,), its gradient (N,C,H,W), wrong (N,) bool) at x + delta from one forward and one backward pass; `loss(logits)` is per sample"
+    """(loss (N,), its gradient (N,C,H,W), wrong (N,) bool) at x + delta from one forward and one backward pass;
+    `loss(logits)` is per sample"""
     delta = delta.detach().requires_grad_()
     with torch.enable_grad():
         with frozen(model): z = model(x + delta)
         f = loss(z)
-        g = torch.autograd.grad(f.sum(), delta, materialize_grads=True)[0].nan_to_num(0., 0., 0.) if f.requires_grad else torch.zeros_like(delta)
+        g = (torch.autograd.grad(f.sum(), delta, materialize_grads=True)[0].nan_to_num(0., 0., 0.)
+             if f.requires_grad else torch.zeros_like(delta))
     return f.detach().to(x.dtype), g, z.detach().argmax(1) != y
 
 def _unwatched(k, s): pass
@@ -148,7 +166,8 @@ def ascend(
     ) -> Found:
     "One attempt of APGD from a random point (Croce & Hein 2020b, Algorithm 1); images that stand keep their best point"
     found, due, last = Found.nothing(x), checkpoints(steps), 0
-    s = Standing(i=torch.arange(len(x), device=x.device), x=x, y=y, delta=uniform(x, eps), f=torch.full_like(found.loss, torch.inf), g=x, best_g=x)
+    s = Standing(i=torch.arange(len(x), device=x.device), x=x, y=y, delta=uniform(x, eps),
+                 f=torch.full_like(found.loss, torch.inf), g=x, best_g=x)
     s.old, s.best, s.peak, s.mark, s.ups = s.delta, s.delta, found.loss, found.loss, torch.zeros_like(y)
     s.size, s.halved = _col(torch.full_like(found.loss, 2*eps), x), torch.zeros_like(y, dtype=torch.bool)
     for k in range(steps + 1):
@@ -169,7 +188,8 @@ def _stride(s, eps, a):
     s.old, s.delta = s.delta, project(s.delta + a*(z - s.delta) + (1 - a)*(s.delta - s.old), s.x, eps)      # line 8
 
 def _review(s, wanted):
-    "At a checkpoint: halve the step and go back to the best point where the loss rose in fewer than `wanted` steps, or the best did not change"
+    """At a checkpoint: halve the step and go back to the best point where the loss rose in fewer than `wanted` steps,
+    or the best did not change"""
     halve = (s.ups < wanted) | ~s.halved & (s.mark == s.peak)            # Conditions 1 and 2
     s.put(halve, delta=s.best, g=s.best_g, f=s.peak, size=s.size/2)
     s.halved, s.mark, s.ups = halve, s.peak, torch.zeros_like(s.ups)
@@ -180,16 +200,18 @@ def apgd(
     restarts:int=1,               # attempts, each from another random point
     loss:Callable=ce,             # per-sample loss to climb: ce, dlr or margin
     rho:float=.75) -> Attack:
-    "Auto-PGD (Croce & Hein 2020b): a step of 2 eps, halved where the loss stalls, with momentum and returns to the best point"
+    "Auto-PGD (Croce & Hein 2020b): steps of 2 eps, halved where the loss stalls, momentum, returns to the best point"
     def run(model, x, y): return ascend(model, x, y, eps, steps, lambda z, i: loss(z, y[i]), rho)
     return in_turn([run]*restarts, steps, steps + 1, 3 if loss is dlr else 2)
 
 # %% ../nbs/13_strong.ipynb #1da9adbd
 def toward(k:int, run:Callable) -> Callable:
-    "The attempt run(model, x, y, target) at the k-th most likely wrong class of the clean image, k from 0; none where there are not so many classes"
+    """The attempt run(model, x, y, target) at the k-th most likely wrong class of the clean image, k from 0;
+    none where there are not so many classes"""
     def attempt(model, x, y):
         with torch.no_grad(): z = model(x).scatter(1, y[:, None], -torch.inf)
-        return run(model, x, y, z.argsort(dim=1, descending=True, stable=True)[:, k]) if k < z.shape[1] - 1 else Found.nothing(x)      # ties in the same order for every k
+        return (run(model, x, y, z.argsort(dim=1, descending=True, stable=True)[:, k])  # ties: one order for every k
+                if k < z.shape[1] - 1 else Found.nothing(x))
     return attempt
 
 def apgd_t(
@@ -198,20 +220,22 @@ def apgd_t(
     targets:int=9,                # how many of the most likely wrong classes
     rho:float=.75) -> Attack:
     "APGD on the targeted DLR loss, one attempt for each target (Croce & Hein 2020b, section 5)"
-    def run(model, x, y, target): return ascend(model, x, y, eps, steps, lambda z, i: dlr_targeted(z, y[i], target[i]), rho)
+    def run(model, x, y, target):
+        return ascend(model, x, y, eps, steps, lambda z, i: dlr_targeted(z, y[i], target[i]), rho)
     return in_turn([toward(k, run) for k in range(targets)], steps, steps + 2, 4)
 
 # %% ../nbs/13_strong.ipynb #b1919c84
 def _sum(v): return v.sum(tuple(range(1, v.dim())))
 
 def to_plane(u:Tensor, w:Tensor, c:Tensor) -> Tensor:
-    "Smallest d in max norm with <w,d> = c and u + d in [0,1]; if there is none, the full change towards it. u, w (N,C,H,W), c (N,) (Croce & Hein 2020a, Eq. 4)"
+    """Smallest d in max norm with <w,d> = c and u + d in [0,1]; if there is none, the full change towards it.
+    u, w (N,C,H,W), c (N,) (Croce & Hein 2020a, Eq. 4)"""
     w = w*_col(torch.where(c < 0, -1., 1.).to(w), w)
     a, room, c, spent = w.abs(), torch.where(w > 0, 1 - u, u), c.abs(), 0
     gain, tiny = a*room, torch.finfo(a.dtype).tiny
     r = torch.fmax(c/_sum(a).clamp(min=tiny), torch.zeros_like(c))       # as if no pixel met the end of its range
     while (full := room <= _col(r, room)).sum() > spent:
-        spent = full.sum()                                               # a larger r spends more of them, until all that it spends are counted
+        spent = full.sum()  # a larger r spends more of them, until all that it spends are counted
         r = torch.fmax(r, (c - _sum(torch.where(full, gain, 0.)))/_sum(torch.where(full, 0., a)).clamp(min=tiny))
     return w.sign()*torch.minimum(room, _col(r, room))
 
@@ -225,7 +249,8 @@ def approach(
     steps:int=100, alpha_max:float=.1, eta:float=1.05, beta:float=.9,
     watch:Callable=_unwatched     # (k, s), called with the table of standing images after k steps, before any goes back
     ) -> Found:
-    "One attempt of targeted FAB (Croce & Hein 2020a, Algorithm 1, without random restarts and final search); what stands keeps a zero perturbation"
+    """One attempt of targeted FAB (Croce & Hein 2020a, Algorithm 1, without random restarts and final search);
+    what stands keeps a zero perturbation"""
     found = Found.nothing(x)
     s = Standing(i=torch.arange(len(x), device=x.device), x=x, y=y, target=target, delta=found.delta.clone())
     for k in range(1, steps + 1):
@@ -250,7 +275,8 @@ def fab_t(
     alpha_max:float=.1,           # largest pull towards the image
     eta:float=1.05,               # overshoot beyond the plane
     beta:float=.9) -> Attack:     # share of the way kept when stepping back
-    "Targeted fast adaptive boundary attack (Croce & Hein 2020a, with the targets of 2020b): a nearest point of the boundary, counted if within eps"
+    """Targeted fast adaptive boundary attack (Croce & Hein 2020a, with the targets of 2020b):
+    a nearest point of the boundary, counted if within eps"""
     def run(model, x, y, target): return approach(model, x, y, target, eps, steps, alpha_max, eta, beta)
     return in_turn([toward(k, run) for k in range(targets)], steps, 2*steps + 1)
 
@@ -262,19 +288,25 @@ def square_share(k:int, queries:int, p_init:float=.8) -> float:
 def _signs(x, *shape): return 2*torch.randint(2, shape, device=x.device).to(x.dtype) - 1
 
 def propose(x:Tensor, delta:Tensor, eps:float, side:int) -> tuple:
-    "(index, values) of a square of each image, at a random place: +-eps, one sign per channel, within [0,1]; signs that would change nothing in delta are turned"
+    """(index, values) of a square of each image, at a random place: +-eps, one sign per channel, within [0,1];
+    signs that would change nothing in delta are turned"""
     N, C, H, W = x.shape
-    rows, cols = (torch.randint(m - side + 1, (N, 1), device=x.device) + torch.arange(side, device=x.device) for m in (H, W))
-    at = torch.arange(N, device=x.device)[:, None, None, None], torch.arange(C, device=x.device)[:, None, None], rows[:, None, :, None], cols[:, None, None, :]
+    rows, cols = (torch.randint(m - side + 1, (N, 1), device=x.device) + torch.arange(side, device=x.device)
+                  for m in (H, W))
+    at = (torch.arange(N, device=x.device)[:, None, None, None], torch.arange(C, device=x.device)[:, None, None],
+          rows[:, None, :, None], cols[:, None, None, :])
     value = (eps*_signs(x, N, C, 1, 1)).expand(-1, -1, side, side)
     idle = (project(value, x[at], eps) == delta[at]).flatten(1).all(1)
     return at, project(torch.where(_col(idle, value), -value, value), x[at], eps)
 
-def search_squares(model, x:Tensor, y:Tensor, eps:float, queries:int, p_init:float=.8, watch:Callable=_unwatched) -> Found:
-    "One random search with squares (Andriushchenko et al. 2020, Algorithm 1); watch(k, s) is called with the table of standing images after k queries"
+def search_squares(model, x:Tensor, y:Tensor, eps:float, queries:int, p_init:float=.8,
+                   watch:Callable=_unwatched) -> Found:
+    """One random search with squares (Andriushchenko et al. 2020, Algorithm 1);
+    watch(k, s) is called with the table of standing images after k queries"""
     N, C, H, W = x.shape
     found = Found.nothing(x)
-    s = Standing(i=torch.arange(N, device=x.device), x=x, y=y, delta=project(eps*_signs(x, N, C, 1, W), x, eps), f=found.loss)
+    s = Standing(i=torch.arange(N, device=x.device), x=x, y=y,
+                 delta=project(eps*_signs(x, N, C, 1, W), x, eps), f=found.loss)
     with torch.no_grad():
         for k in range(1, queries + 1):
             side = min(H, W, max(1, round((square_share(k - 1, queries, p_init)*H*W)**.5)))
@@ -298,7 +330,8 @@ def square(
     p_init:float=.8) -> Attack:   # share of the pixels that a square covers at first
     "Square attack on the margin: random search without gradients (Andriushchenko et al. 2020)"
     def run(model, x, y):
-        if x.dim() != 4: raise BadRequest(f'the square attack paints on images (N,C,H,W), not on inputs of shape {tuple(x.shape)}')
+        if x.dim() != 4:
+            raise BadRequest(f'the square attack paints on images (N,C,H,W), not on inputs of shape {tuple(x.shape)}')
         return search_squares(model, x, y, eps, queries, p_init)
     return in_turn([run], queries, queries)
 
@@ -311,7 +344,9 @@ def brute_force(
     def attack(model, x, y):
         "x (N,C,H,W) in [0,1] of D pixels x channels -> delta, detached"
         D = x[0].numel()
-        if levels**D > at_most: raise BadRequest(f'{levels} levels of {D} pixels are {levels**D:.1e} combinations, over {at_most:.0e}: brute force is for a few pixels')
+        if levels**D > at_most:
+            raise BadRequest(f'{levels} levels of {D} pixels are {levels**D:.1e} combinations, over {at_most:.0e}: '
+                             'brute force is for a few pixels')
         grid = torch.cartesian_prod(*[torch.linspace(0, 1, levels, device=x.device)]*D).view(-1, *x.shape[1:]).to(x)
         return torch.stack([_worst(model, v, k, grid, eps) for v, k in zip(x, y)])
     return attack

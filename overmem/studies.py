@@ -33,38 +33,45 @@ from .subsets import subsets
 # %% ../nbs/39_studies.ipynb #9815893e
 @dataclass(frozen=True)
 class Study:
-    "Models trained on subsets of one training set; `load` and `build` must be functions that other processes can import, or `Named` and `Network`"
+    """Models trained on subsets of one training set;
+    `load` and `build` must be functions that other processes can import, or `Named` and `Network`"""
     load: Callable                # () -> (train, test) Images
     build: Callable               # () -> network
     recipe: Recipe = field(default_factory=Recipe)
     engine: str = 'networks'      # networks, many or nearest
     frac: float = .7              # share of the training images in each subset
     seed: int = 0                 # of subsets and trainings
-    masks: np.ndarray|None = field(default=None, compare=False)      # (m,n) bool: given subsets, in place of balanced ones
+    masks: np.ndarray|None = field(default=None, compare=False)  # (m,n) bool: given subsets, in place of balanced ones
     name: str = 'mem'             # first part of the folder's name
     def data(self) -> tuple:
         "(train, test) images on the device"
         return _loaded(pickle.dumps((self.load, self.recipe.device)))
     def mask(self, rows) -> np.ndarray:
         "(len(rows), n) bool"
-        return subsets(rows, len(self.data()[0].y), self.frac, self.seed) if self.masks is None else self.masks[list(rows)]
+        return (subsets(rows, len(self.data()[0].y), self.frac, self.seed) if self.masks is None
+                else self.masks[list(rows)])
     def about(self) -> dict:
         "What decides the outcomes of a row, but for its subset"
         tr, te = self.data()
         r = replace(self.recipe, precision=settled(self.recipe.precision, torch.device(self.recipe.device).type))
-        return dict(data=_fingerprint(pickle.dumps((self.load, self.recipe.device))), images=f'{len(tr.y)} and {len(te.y)}', engine=self.engine, network='' if self.engine == 'nearest' else told(self.build), recipe=asdict(r), seed=self.seed)
+        return dict(data=_fingerprint(pickle.dumps((self.load, self.recipe.device))),
+                    images=f'{len(tr.y)} and {len(te.y)}', engine=self.engine,
+                    network='' if self.engine == 'nearest' else told(self.build), recipe=asdict(r), seed=self.seed)
     def code(self) -> str:
         "Fingerprint of the source that its trainings import"
         model = [self.build.model] if isinstance(self.build, Network) else []
         return code_hash('ensembles', *names_in(*model, self.recipe.lr, self.recipe.aug, self.recipe.objective))
     def folder(self) -> Path:
         "data/runs/<name>-<hash of all this>; more models of the same kind go into the same folder"
-        design = dict(frac=self.frac) if self.masks is None else dict(masks=digest(dict(masks=torch.from_numpy(self.masks))))
+        design = (dict(frac=self.frac) if self.masks is None
+                  else dict(masks=digest(dict(masks=torch.from_numpy(self.masks)))))
         return run_dir(dict(self.about(), name=self.name, **design), self.code())
     def chunks(self, models:int, rank:int=0, world:int=1) -> list:
-        "The rows of shard `rank` of `world` in chunks that are trained together, always whole: with several at once it may be more than `models`"
+        """The rows of shard `rank` of `world` in chunks that are trained together, always whole:
+        with several at once it may be more than `models`"""
         if not 0 <= rank < world: raise BadRequest(f'rank={rank}, world={world}: ranks go from 0 to world - 1')
-        if self.masks is not None and models > len(self.masks): raise BadRequest(f'{models} models, but only {len(self.masks)} subsets are given')
+        if self.masks is not None and models > len(self.masks):
+            raise BadRequest(f'{models} models, but only {len(self.masks)} subsets are given')
         step, most = self.recipe.at_once, len(self.masks) if self.masks is not None else np.inf
         return [range(a, min(a + step, most)) for a in range(0, models, step)][rank::world]
 
@@ -76,10 +83,12 @@ def row_file(folder:Path, k:int) -> Path:
 def _loaded(pickled):
     load, device = pickle.loads(pickled)
     try: tr, te = (Images(*v) for v in load())
-    except (TypeError, ValueError) as e: raise BadRequest(f'the data must come as ((x, y), (x, y)), train and test ({e})') from None
+    except (TypeError, ValueError) as e:
+        raise BadRequest(f'the data must come as ((x, y), (x, y)), train and test ({e})') from None
     for name, v in (('training', tr), ('test', te)):
         if len(v.x) != len(v.y): raise BadRequest(f'{len(v.x)} {name} images, but {len(v.y)} labels')
-        if v.y.dtype != torch.int64 or v.y.dim() != 1 or (len(v.y) and v.y.min() < 0): raise BadRequest(f'{name} labels must be whole numbers from 0 on (int64), one for each image')
+        if v.y.dtype != torch.int64 or v.y.dim() != 1 or (len(v.y) and v.y.min() < 0):
+            raise BadRequest(f'{name} labels must be whole numbers from 0 on (int64), one for each image')
     return tr.to(device), te.to(device)
 
 @lru_cache(4)
@@ -88,7 +97,8 @@ def _fingerprint(pickled):
     return digest(dict(x=x, y=y, x_te=x_te, y_te=y_te))
 
 def told(f:Callable) -> str:
-    "A function in words that change when it does: a `Network` or a partial by its arguments, any other by its name and the whole file it stands in"
+    """A function in words that change when it does: a `Network` or a partial by its arguments,
+    any other by its name and the whole file it stands in"""
     if isinstance(f, partial): return f'{told(f.func)} {f.args} {f.keywords}'
     if isinstance(f, Network): return f'{f.model} for {f.data.K} classes of {f.data.name}'
     try: return f'{f.__qualname__} of {digest({}, inspect.getsource(inspect.getmodule(f)))}'
@@ -108,11 +118,16 @@ def check(study:Study, models:int=2):
     as_objective(r.objective)
     model, (tr, te) = study.build(), study.data()
     if r.aug: as_augmentation(r.aug, tr.x.shape[1:])
-    if not isinstance(model, nn.Module): raise BadRequest(f'{told(study.build)} is no network: write it as a call, preact_resnet(16)')
+    if not isinstance(model, nn.Module):
+        raise BadRequest(f'{told(study.build)} is no network: write it as a call, preact_resnet(16)')
     try: z = model.eval()(floats(tr.x[:2].cpu()))
-    except RuntimeError as e: raise BadRequest(f'the network does not take images of {" x ".join(map(str, tr.x.shape[1:]))} ({str(e).splitlines()[0]})') from None
+    except RuntimeError as e:
+        raise BadRequest(f'the network does not take images of {" x ".join(map(str, tr.x.shape[1:]))} '
+                         f'({str(e).splitlines()[0]})') from None
     classes = int(max(tr.y.max(), te.y.max())) + 1
-    if z.dim() != 2 or z.shape[1] < classes: raise BadRequest(f'the network gives {tuple(z.shape[1:])} numbers for an image, but there are {classes} classes')
+    if z.dim() != 2 or z.shape[1] < classes:
+        raise BadRequest(
+            f'the network gives {tuple(z.shape[1:])} numbers for an image, but there are {classes} classes')
 
 # %% ../nbs/39_studies.ipynb #e5affacb
 def write_row(file:Path, about:dict, mask:np.ndarray, outcomes:tuple):
@@ -125,10 +140,13 @@ def read_row(file:Path, about:dict, mask:np.ndarray) -> Outcomes:
     try:
         v = read_arrays(file)
         theirs, found = dict(json.loads(str(v['about']))), Outcomes(*(v[k] for k in Outcomes._fields))
-    except (ValueError, TypeError, KeyError) as e: raise RunFailed(f'{file} is damaged ({e}): delete it, and the same command trains that model again') from None
+    except (ValueError, TypeError, KeyError) as e:
+        raise RunFailed(f'{file} is damaged ({e}): delete it, and the same command trains that model again') from None
     other = [k for k in about if json.dumps(theirs.get(k)) != json.dumps(about[k])]
-    if not other and not np.array_equal(v['mask'], np.packbits(mask)): other, theirs = ['subset'], dict(subset='another')
-    if other: raise BadRequest(f'{file} belongs to another study: its {other[0]} is {theirs.get(other[0])}. Move it away')
+    if not other and not np.array_equal(v['mask'], np.packbits(mask)):
+        other, theirs = ['subset'], dict(subset='another')
+    if other:
+        raise BadRequest(f'{file} belongs to another study: its {other[0]} is {theirs.get(other[0])}. Move it away')
     return found
 
 # %% ../nbs/39_studies.ipynb #11465b32
@@ -144,9 +162,10 @@ def _chunk(study:Study, folder:Path, wait:bool, rows):
     "Train the models of a chunk unless their files are there, or another process is at it and we don't wait"
     with _claimed(folder/f'.chunk-{rows[0]:05}.lock', wait) as ours:
         if not ours or all(row_file(folder, k).exists() for k in rows): return
-        for left in folder.glob(f'.row-{rows[0]:05}.npz.*'): left.unlink()           # what a kill in the middle of writing left
+        for left in folder.glob(f'.row-{rows[0]:05}.npz.*'): left.unlink()  # what a kill in the middle of writing left
         mask, about = study.mask(rows), study.about()
-        found = ENGINES[study.engine](study.build, study.recipe, *study.data(), mask, [1_000_003*study.seed + k for k in rows])
+        found = ENGINES[study.engine](study.build, study.recipe, *study.data(), mask,
+                                      [1_000_003*study.seed + k for k in rows])
         for j, k in enumerate(rows): write_row(row_file(folder, k), about, mask[j], [v[j] for v in found])
 
 def fill(study:Study, models:int, rank:int=0, world:int=1, jobs:int=1, force:bool=False):
@@ -182,7 +201,9 @@ def gather(study:Study, models:int) -> Ensemble:
     folder, mask, about = study.folder(), study.mask(range(models)), study.about()
     files = [row_file(folder, k) for k in range(models)]
     missing = [f for f in files if not f.exists()]
-    if missing: raise BadRequest(f'{len(missing)} of {models} models are not trained yet (the first: {missing[0].name}): run the other shards, or the same command without --rank and --world')
+    if missing:
+        raise BadRequest(f'{len(missing)} of {models} models are not trained yet (the first: {missing[0].name}): '
+                         'run the other shards, or the same command without --rank and --world')
     rows = [read_row(f, about, m) for f, m in zip(files, mask)]
     a, b, p, q = (np.stack(v) for v in zip(*rows))
     return Ensemble(mask, a.astype(bool), b.astype(bool), p, q)

@@ -17,9 +17,10 @@ from .base import BadRequest
 
 # %% ../nbs/33_subsets.ipynb #f4019eca
 def blocks_of(frac:float) -> tuple:
-    "(p, q): of each `q` subsets in a row every example is in `p`; frac must be a fraction with a denominator of at most 10"
+    "(p, q): of each `q` subsets in a row every example is in `p`; frac is a fraction with a denominator of at most 10"
     f = Fraction(frac).limit_denominator(10) if np.isfinite(frac) else 0
-    if not 0 < f < 1 or abs(float(f) - frac) > 1e-9: raise BadRequest(f'frac={frac}: a share between 0 and 1 with a denominator of at most 10, as in .5 or .7')
+    if not 0 < f < 1 or abs(float(f) - frac) > 1e-9:
+        raise BadRequest(f'frac={frac}: a share between 0 and 1 with a denominator of at most 10, as in .5 or .7')
     return f.numerator, f.denominator
 
 def subsets(rows, n:int, frac:float=.7, seed:int=0) -> np.ndarray:
@@ -32,19 +33,21 @@ def subsets(rows, n:int, frac:float=.7, seed:int=0) -> np.ndarray:
 
 # %% ../nbs/33_subsets.ipynb #7c6df40f
 def neighbours(x:Tensor, of:Tensor|None=None, k:int=64) -> Tensor:
-    "Positions (n',k) of the k nearest rows of x (n,...) to each row of `of` (n',...), nearest first; without `of`, of x itself, each row without its own"
+    """Positions (n',k) of the k nearest rows of x (n,...) to each row of `of` (n',...), nearest first;
+    without `of`, of x itself, each row without its own"""
     own = of is None
     a, b = x.flatten(1).float(), (x if own else of).flatten(1).float()
     k = min(k, len(a) - own)
     norms = (a**2).sum(1)
     def nearest(rows, first):
-        d = norms - 2*rows @ a.T                                         # the squared distance, but for a constant of each row
+        d = norms - 2*rows @ a.T  # the squared distance, but for a constant of each row
         if own: d[torch.arange(len(rows)), first + torch.arange(len(rows))] = torch.inf
         return d.topk(k, largest=False).indices
     return torch.cat([nearest(v, 500*s) for s, v in enumerate(b.split(500))])
 
 def nearest_outcomes(near, y_tr, y, mask) -> np.ndarray:
-    "Whether the nearest example that each subset holds has the right label, (m,n'): near (n',k), labels (n,) and (n',), mask (m,n). Wrong if none of the k is in it"
+    """Whether the nearest example that each subset holds has the right label, (m,n'); wrong if none of the k is in it.
+    near (n',k), labels (n,) and (n',), mask (m,n)"""
     near, mask = np.asarray(near), np.asarray(mask)
     right = np.asarray(y_tr)[near] == np.asarray(y)[:, None]
     out = np.empty((len(mask), len(near)), bool)

@@ -34,11 +34,13 @@ from .train import constant, fit, triangle
 from .xrm import XRM, Twins, cross_mistakes, degenerate
 
 # %% ../nbs/39_sweeps.ipynb #dc5a4c41
-FAMILIES = dict(images=dict(lr=(-5, -3), bs=(5, 7)), text=dict(lr=(-6, -4), bs=(4, 6)), coloured=dict(lr=(-5, -3), bs=(3, 6)), own=dict(lr=(-3.5, -2), bs=(5, 7)))
+FAMILIES = dict(images=dict(lr=(-5, -3), bs=(5, 7)), text=dict(lr=(-6, -4), bs=(4, 6)),
+                coloured=dict(lr=(-5, -3), bs=(3, 6)), own=dict(lr=(-3.5, -2), bs=(5, 7)))
 TEMPS = (.001, .01, .1)
 
 def hparams(family:str, comb:int, legacy:bool=False) -> dict:
-    "Combination `comb` (0, 1, ...) of the hyper-parameters of a family of data sets: lr, bs, wd, and eta of GroupDRO, lam and anneal (in steps) of IRM, temp of MAT, for text dropout (mat.md 3.4)"
+    """Combination `comb` (0, 1, ...) of the hyper-parameters of a family of data sets: lr, bs, wd, and eta of GroupDRO,
+    lam and anneal (in steps) of IRM, temp of MAT, for text dropout (mat.md 3.4)"""
     if family not in FAMILIES: raise BadRequest(f"no family '{family}': {nearest(family, FAMILIES)}")
     rng, f = np.random.RandomState(comb), FAMILIES[family]
     h = dict(lr=10**rng.uniform(*f['lr']), bs=int(2**rng.uniform(*f['bs'])), wd=10**rng.uniform(-6, -3))
@@ -47,7 +49,8 @@ def hparams(family:str, comb:int, legacy:bool=False) -> dict:
     h['eta'] = 10**rng.uniform(-3, -1)
     rng.set_state(state)
     h |= dict(lam=10**rng.uniform(-1, 5), anneal=int(10**rng.uniform(0, 4)))
-    return h | dict(temp=float((np.random.RandomState(comb) if legacy else np.random.RandomState([comb, 1])).choice(TEMPS)))
+    return h | dict(
+        temp=float((np.random.RandomState(comb) if legacy else np.random.RandomState([comb, 1])).choice(TEMPS)))
 
 # %% ../nbs/39_sweeps.ipynb #590c9a53
 @lru_cache(2)
@@ -57,26 +60,39 @@ def _data(kind, n, data_seed, stand_in, root, size, stamp, legacy_groups, device
     else:
         t = read_benchmark(kind) if kind in READERS else read_metadata(kind)
         if n: t = t.groupby('split').head(n)
-        b = splits_of(t.assign(A=2) if legacy_groups else t, inputs_of(t, root or data_dir()/kind, kind if kind in READERS else f'own-{Path(kind).stem}', size, device), TITLES.get(kind, Path(kind).stem))
+        b = splits_of(t.assign(A=2) if legacy_groups else t,
+                      inputs_of(t, root or data_dir()/kind, kind if kind in READERS else f'own-{Path(kind).stem}',
+                                size, device), TITLES.get(kind, Path(kind).stem))
     return b._replace(tr=b.tr.to(device), va=b.va.to(device), te=b.te.to(device))
 
 _DATA = dict(kind='ColorMNIST', n=0, data_seed=0, stand_in=False, root='', size=0, stamp='', legacy_groups=False)
-SHAPES = dict(waterbirds=(2, 2, 2048), celeba=(2, 2, 2048), multinli=(3, 2, 768), civilcomments=(2, 8, 768))      # classes, attributes, features
+# classes, attributes, features
+SHAPES = dict(waterbirds=(2, 2, 2048), celeba=(2, 2, 2048), multinli=(3, 2, 768), civilcomments=(2, 8, 768))
 def data_of(c:dict):
-    "The `Benchmark` of a configuration, on its device: a kind of coloured MNIST, one of the four benchmarks (or a stand-in, `shaped`), or a table (`kind` is its file) with images below `root`, of each split the first `n` (0: all); `size` says what a network sees (see `inputs_of`), other files have another `stamp`"
+    """The `Benchmark` of a configuration, on its device: a kind of coloured MNIST, one of the four benchmarks (or a
+    stand-in, `shaped`), or a table (`kind` is its file) with images below `root`, of each split the first `n` (0: all);
+    `size` says what a network sees (see `inputs_of`), other files have another `stamp`"""
     return _data(*(c[k] for k in _DATA), c['device'])
 
 def network_of(c:dict, b):
-    "The network of a configuration, told the shape and the statistics of the data (those of coloured MNIST get images as they are, and Xavier's weights, as in the official code); its head begins at zero if `zero_head`, so that twins flip nothing in the first step"
+    """The network of a configuration, told the shape and the statistics of the data (those of coloured MNIST get images
+    as they are, and Xavier's weights, as in the official code); its head begins at zero if `zero_head`, so that twins
+    flip nothing in the first step"""
     x = floats(b.tr.x[:2000])
-    shape = {} if c['kind'] in COLOURED or x.dim() == 3 else dict(ch=x.shape[1], mean=tuple(x.mean((0, 2, 3)).tolist()), std=tuple((x.std((0, 2, 3)) + 1e-3).tolist())) if x.dim() == 4 else dict(d=x.shape[1])
+    shape = ({} if c['kind'] in COLOURED or x.dim() == 3
+             else dict(ch=x.shape[1], mean=tuple(x.mean((0, 2, 3)).tolist()),
+                       std=tuple((x.std((0, 2, 3)) + 1e-3).tolist())) if x.dim() == 4
+             else dict(d=x.shape[1]))
     net = make(c['model'], K=b.K, dropout=c['dropout'], **shape)
-    if not isinstance(net, Net): raise BadRequest(f"'{c['model']}' is no network: write it as a call, preact_resnet(16)")
+    if not isinstance(net, Net):
+        raise BadRequest(f"'{c['model']}' is no network: write it as a call, preact_resnet(16)")
     if c['kind'] in COLOURED: net.apply(_xavier)
     if c['zero_head']:
         for p in net.head.parameters(): torch.nn.init.zeros_(p)
     try: net.to(c['device']).eval()(x[:2])
-    except RuntimeError as e: raise BadRequest(f"{c['model']} does not take inputs of {' x '.join(map(str, x.shape[1:]))} ({str(e).splitlines()[0]})") from None
+    except RuntimeError as e:
+        raise BadRequest(f"{c['model']} does not take inputs of {' x '.join(map(str, x.shape[1:]))} "
+                         f"({str(e).splitlines()[0]})") from None
     return net.train()
 
 def _xavier(m):
@@ -85,38 +101,47 @@ def _xavier(m):
     torch.nn.init.zeros_(m.bias)
 
 def optimiser(net, c:dict):
-    "As `opt` says: adam, sgd (momentum .9), or adamw, which leaves biases and what normalises without weight decay; the official code does the reverse (`legacy_decay`, mat.md 7.6)"
+    """As `opt` says: adam, sgd (momentum .9), or adamw, which leaves biases and what normalises without weight decay;
+    the official code does the reverse (`legacy_decay`, mat.md 7.6)"""
     fused = next(net.parameters()).is_cuda
     if c['opt'] == 'sgd': return torch.optim.SGD(net.parameters(), 0., .9, weight_decay=c['wd'], fused=fused)
-    if c['opt'] == 'adam': return torch.optim.Adam(net.parameters(), 0., weight_decay=c['wd'], fused=fused, capturable=fused)
-    if c['opt'] != 'adamw': raise BadRequest(f"no optimiser '{c['opt']}': {nearest(c['opt'], ('adam', 'sgd', 'adamw'))}")
+    if c['opt'] == 'adam':
+        return torch.optim.Adam(net.parameters(), 0., weight_decay=c['wd'], fused=fused, capturable=fused)
+    if c['opt'] != 'adamw':
+        raise BadRequest(f"no optimiser '{c['opt']}': {nearest(c['opt'], ('adam', 'sgd', 'adamw'))}")
     large = [[p for p in net.parameters() if (p.dim() > 1) == is_large] for is_large in (True, False)]
     decays = (0., c['wd']) if c['legacy_decay'] else (c['wd'], 0.)
-    return torch.optim.AdamW([dict(params=p, weight_decay=wd) for p, wd in zip(large, decays)], 0., fused=fused, capturable=fused)
+    return torch.optim.AdamW([dict(params=p, weight_decay=wd) for p, wd in zip(large, decays)], 0., fused=fused,
+                             capturable=fused)
 
 def saw(lr:float, epochs:float):
-    "The official code's schedule for texts: linear from `lr` to 0 in the first third, then from `lr` down to a third of it (mat.md 7.6)"
+    "The official schedule for texts: from `lr` to 0 in the first third, then from `lr` to `lr`/3, linear (mat.md 7.6)"
     return lambda t: lr*(1 - 3*t/epochs if t < epochs/3 else 4/3 - t/epochs)
 
-SCHEDULES = dict(constant=lambda lr, epochs: constant(lr), linear=lambda lr, epochs: triangle(lr, epochs, epochs/10), saw=saw)
+SCHEDULES = dict(constant=lambda lr, epochs: constant(lr),
+                 linear=lambda lr, epochs: triangle(lr, epochs, epochs/10), saw=saw)
 def rate(c:dict):
     "The learning rate over time: constant, linear (up in the first tenth, then down to 0), or the official `saw`"
-    if c['schedule'] not in SCHEDULES: raise BadRequest(f"no schedule '{c['schedule']}': {nearest(c['schedule'], SCHEDULES)}")
+    if c['schedule'] not in SCHEDULES:
+        raise BadRequest(f"no schedule '{c['schedule']}': {nearest(c['schedule'], SCHEDULES)}")
     return SCHEDULES[c['schedule']](c['lr'], c['steps']//c['every'])
 
 def balance_of(c:dict, b, g=None, idx=None):
-    "Weights (n,) with which training examples are drawn, of those at idx if that is given: groups g alike, or, if `balanced`, classes; None for shuffling"
+    """Weights (n,) with which training examples are drawn, of those at idx if that is given:
+    groups g alike, or, if `balanced`, classes; None for shuffling"""
     of = g if g is not None else b.tr.y if c['balanced'] else None
     if of is None or idx is None: return of if of is None else group_balance(of)
     return torch.zeros(len(of), device=of.device).index_copy(0, idx, group_balance(of[idx]))
 
 def logits_of(model, x):
     "Logits (..., n, K) of inputs x (n,...), in eval mode, some million numbers at a time"
-    bs = min(5000, max(32, 4_000_000//x[0].numel())) if x.dtype != torch.int32 else 256                        # tokens, of which a network makes much
+    # of tokens a network makes much: fewer at a time
+    bs = min(5000, max(32, 4_000_000//x[0].numel())) if x.dtype != torch.int32 else 256
     with torch.no_grad(), evaluating(model): return torch.cat([model(floats(v)) for v in x.split(bs)], -2)
 
 def discover(c:dict) -> dict:
-    "Work of phase 1: {env_tr (n,), env_va (n',), env_te (n'',), z_out (n,K), flips (R,3): share of flipped labels among all, those with the most common attribute of their class, and the exceptions, after step (R,)}"
+    """Work of phase 1: {env_tr (n,), env_va (n',), env_te (n'',), z_out (n,K), flips (R,3): share of flipped labels
+    among all, those with the most common attribute of their class, and the exceptions, after step (R,)}"""
     b = data_of(c)
     seed_all(c['seed'])
     twins = Twins(network_of(c, b), network_of(c, b))
@@ -127,13 +152,16 @@ def discover(c:dict) -> dict:
         def look(epoch, model):
             f = (xrm.labels != xrm.y).float()
             flips.append([f.mean().item(), f[~exception].mean().item(), f[exception].mean().item()]); bar.update()
-        fit(twins, Stream(b.tr.x, b.tr.y, bs=c['bs'], steps=c['every'], weights=balance_of(c, b)), xrm, optimiser(twins, c), rate(c), c['steps']//c['every'], after_epoch=[look])
+        fit(twins, Stream(b.tr.x, b.tr.y, bs=c['bs'], steps=c['every'], weights=balance_of(c, b)), xrm,
+            optimiser(twins, c), rate(c), c['steps']//c['every'], after_epoch=[look])
     z, z_va, z_te = (logits_of(twins, v.x) for v in (b.tr, b.va, b.te))
     out = torch.where(xrm.assign[:, None], z[1], z[0])                   # what each example's other twin says
-    return dict(env_tr=cross_mistakes(z, b.tr.y).cpu(), env_va=cross_mistakes(z_va, b.va.y).cpu(), env_te=cross_mistakes(z_te, b.te.y).cpu(), z_out=out.cpu(), flips=np.array(flips), step=np.arange(1, len(flips) + 1)*c['every'])
+    return dict(env_tr=cross_mistakes(z, b.tr.y).cpu(), env_va=cross_mistakes(z_va, b.va.y).cpu(),
+                env_te=cross_mistakes(z_te, b.te.y).cpu(), z_out=out.cpu(), flips=np.array(flips),
+                step=np.arange(1, len(flips) + 1)*c['every'])
 
 def useless(found:dict, b) -> bool:
-    "Whether some class lacks one of the two environments, in training or in validation: such environments make no groups (mat.md 2.4)"
+    "Whether some class lacks one of the two environments, in training or validation: they make no groups (mat.md 2.4)"
     return any(degenerate(torch.as_tensor(found[f'env_{k}']), getattr(b, k).y.cpu(), b.K) for k in ('tr', 'va'))
 
 # %% ../nbs/39_sweeps.ipynb #23d384d2
@@ -142,7 +170,8 @@ GROUPS = ('class', 'human', 'true', 'xrm')
 
 def groups_from(how:str, b, found:dict|None=None) -> tuple:
     "(training (n,), validation (n',), their number): the groups as `how` has them; found is what phase 1 left"
-    if how == 'xrm': return *(2*getattr(b, k).y + torch.as_tensor(found[f'env_{k}']).to(b.tr.y.device) for k in ('tr', 'va')), 2*b.K
+    if how == 'xrm':
+        return *(2*getattr(b, k).y + torch.as_tensor(found[f'env_{k}']).to(b.tr.y.device) for k in ('tr', 'va')), 2*b.K
     parts = b.tr, b.va
     if how == 'class': return *(v.y for v in parts), b.K
     if how == 'true': return *(v.g for v in parts), b.n_groups
@@ -164,12 +193,13 @@ def prepared(c:dict, b, found:dict|None=None, idx=None) -> tuple:
         idx = torch.arange(len(g), device=g.device) if idx is None else idx
         idx = idx[equal_groups(g[idx], c['seed']).to(g.device)]
     weights = balance_of(c, b, g if c['method'] == 'RWG' else None, idx)
-    if c['method'] == 'GroupDRO': g = g.unique(return_inverse=True)[1]      # a group without a training example gets no weight
+    if c['method'] == 'GroupDRO': g = g.unique(return_inverse=True)[1]      # a group without examples gets no weight
     if c['method'] == 'IRM': g = g % -(-n_groups//b.K)                      # environments: classes are in all of them
     return network_of(c, b), Stream(b.tr.x, b.tr.y, g, c['bs'], c['every'], idx, weights), objective_of(c, b, g, found)
 
 def learn(c:dict) -> dict:
-    "Work of phase 2: {step (R,), va_acc and te_acc (R,), va_<groups>, te_true, te_class and te_xrm (R,G): accuracies by group, nan where a group is empty}"
+    """Work of phase 2: {step (R,), va_acc and te_acc (R,), va_<groups>, te_true, te_class and te_xrm (R,G):
+    accuracies by group, nan where a group is empty}"""
     b, found = data_of(c), compute_twins(c) if c['twins'] else None
     ways, records = {k: groups_from(k, b, found)[1:] for k in GROUPS if k != 'xrm' or found}, []
     seed_all(c['seed'])
@@ -177,14 +207,18 @@ def learn(c:dict) -> dict:
     with progress(c['steps']//c['every'], c['name'], 'evaluation') as bar:
         def look(epoch, model):
             va, te = (logits_of(model, v.x).argmax(-1) == v.y for v in (b.va, b.te))
-            at = dict(va_acc=va.float().mean(), te_acc=te.float().mean(), te_true=group_accs(te, b.te.g, b.n_groups), te_class=group_accs(te, b.te.y, b.K)) | {f'va_{k}': group_accs(va, *v) for k, v in ways.items()}
+            at = dict(va_acc=va.float().mean(), te_acc=te.float().mean(), te_true=group_accs(te, b.te.g, b.n_groups),
+                      te_class=group_accs(te, b.te.y, b.K)) | {f'va_{k}': group_accs(va, *v) for k, v in ways.items()}
             if found: at['te_xrm'] = group_accs(te, 2*b.te.y + torch.as_tensor(found['env_te']).to(te.device), 2*b.K)
             records.append(at); bar.update()
         fit(model, loader, objective, optimiser(model, c), rate(c), c['steps']//c['every'], after_epoch=[look])
-    return {k: torch.stack([r[k] for r in records]).cpu() for k in records[0]} | dict(step=np.arange(1, len(records) + 1)*c['every'])
+    return ({k: torch.stack([r[k] for r in records]).cpu() for k in records[0]}
+            | dict(step=np.arange(1, len(records) + 1)*c['every']))
 
 def on_subsets(c:dict) -> dict:
-    "Work on memorization: {ok (M,n): which training examples the networks of a method have right, mask (M,n): which they saw}, `models` networks, each on its subset of `frac` of the examples; what phase 1 found is that of all of them (mat.md 2.6)"
+    """Work on memorization: {ok (M,n): which training examples the networks of a method have right, mask (M,n): which
+    they saw}, `models` networks, each on its subset of `frac` of the examples; what phase 1 found is that of all of
+    them (mat.md 2.6)"""
     b, found = data_of(c), compute_twins(c) if c['twins'] else None
     mask, ok = subsets(range(c['models']), len(b.tr.y), c['frac'], c['seed']), []
     with progress(c['models'], c['name'], 'network') as bar:
@@ -203,25 +237,37 @@ def is_missing(kind:str) -> bool:
 
 _CODE = ('core', 'data', 'models', 'objectives', 'train', 'xrm', 'mat', 'groups', 'benchmarks', 'metadata', 'sweeps')
 def twins_run(s, comb:int, seed:int, device:str='cpu') -> dict:
-    "Configuration of phase 1 in the setting `s` with a combination of hyper-parameters. `s` is a namespace: model, steps, every, family; what else it may have, see `data_of` (kind, n, data_seed, stand_in, which may be 'always', root, size, legacy_groups), `network_of` (zero_head), `optimiser` (opt, legacy_decay), `rate` (schedule), `balance_of` (balanced) and `hparams` (legacy_hparams)"
-    h, rest = hparams(s.family, comb, getattr(s, 'legacy_hparams', False)), {k: getattr(s, k, v) for k, v in (_DATA | _TRAINING).items()}
-    rest['stand_in'] = rest['stand_in'] == 'always' or bool(rest['stand_in'] and is_missing(s.kind))      # what is so, and not what may be
+    """Configuration of phase 1 in the setting `s` with a combination of hyper-parameters. `s` is a namespace: model,
+    steps, every, family; what else it may have, see `data_of` (kind, n, data_seed, stand_in, which may be 'always',
+    root, size, legacy_groups), `network_of` (zero_head), `optimiser` (opt, legacy_decay), `rate` (schedule),
+    `balance_of` (balanced) and `hparams` (legacy_hparams)"""
+    h, rest = (hparams(s.family, comb, getattr(s, 'legacy_hparams', False)),
+               {k: getattr(s, k, v) for k, v in (_DATA | _TRAINING).items()})
+    # what is so, and not what may be
+    rest['stand_in'] = rest['stand_in'] == 'always' or bool(rest['stand_in'] and is_missing(s.kind))
     if s.kind in READERS and not rest['stand_in']: rest['stamp'] = fingerprint(s.kind)
-    return dict(name=f'xrm-{Path(s.kind).stem}', seed=seed, device=device, dropout=h.get('dropout', 0.), **rest, **{k: getattr(s, k) for k in ('model', 'steps', 'every')}, **{k: h[k] for k in ('lr', 'bs', 'wd')})
+    return dict(name=f'xrm-{Path(s.kind).stem}', seed=seed, device=device, dropout=h.get('dropout', 0.), **rest,
+                **{k: getattr(s, k) for k in ('model', 'steps', 'every')}, **{k: h[k] for k in ('lr', 'bs', 'wd')})
 
 _USES = dict(GroupDRO=('eta',), IRM=('lam', 'anneal'), MAT=('temp', 'calibration'))
 def method_run(s, method:str, groups:str, comb:int, seed:int, twins:dict|None=None, device:str='cpu') -> dict:
-    "Configuration of phase 2; `twins` is that of the phase 1 whose environments are used, to train or to choose. MAT is calibrated on the training set, or in each batch if `s.calibration` is 'batch'"
-    if getattr(s, 'calibration', 'all') not in ('all', 'batch'): raise BadRequest(f"no calibration '{s.calibration}': all or batch")
+    """Configuration of phase 2; `twins` is that of the phase 1 whose environments are used, to train or to choose.
+    MAT is calibrated on the training set, or in each batch if `s.calibration` is 'batch'"""
+    if getattr(s, 'calibration', 'all') not in ('all', 'batch'):
+        raise BadRequest(f"no calibration '{s.calibration}': all or batch")
     if method not in METHODS: raise BadRequest(f"no method '{method}': {nearest(method, METHODS)}")
     if groups not in GROUPS: raise BadRequest(f"no groups '{groups}': {nearest(groups, GROUPS)}")
-    if twins is None and (groups == 'xrm' or method == 'MAT'): raise BadRequest(f"{method} with groups '{groups}' needs what phase 1 found: give `twins`")
-    h = hparams(s.family, comb, getattr(s, 'legacy_hparams', False)) | dict(calibration=getattr(s, 'calibration', 'all'))
-    return twins_run(s, comb, seed, device) | dict(name=f'{method}-{groups}-{Path(s.kind).stem}', method=method, groups=groups, twins=twins, **{k: h[k] for k in _USES.get(method, ())})
+    if twins is None and (groups == 'xrm' or method == 'MAT'):
+        raise BadRequest(f"{method} with groups '{groups}' needs what phase 1 found: give `twins`")
+    h = (hparams(s.family, comb, getattr(s, 'legacy_hparams', False))
+         | dict(calibration=getattr(s, 'calibration', 'all')))
+    return twins_run(s, comb, seed, device) | dict(
+        name=f'{method}-{groups}-{Path(s.kind).stem}', method=method, groups=groups, twins=twins,
+        **{k: h[k] for k in _USES.get(method, ())})
 
 def _code(c): return _CODE + tuple(names_in(c['model']))
 def compute_twins(c:dict, force:bool=False) -> dict:
-    "What phase 1 found in a configuration of its own, or in the one that a configuration of phase 2 refers to; computed once"
+    "What phase 1 found in a configuration of its own, or in the one that one of phase 2 refers to; computed once"
     c = c.get('twins', c)
     return compute(c, discover, _code(c), force)
 
@@ -235,32 +281,43 @@ def compute_subsets(c:dict, force:bool=False) -> dict:
 
 def _forced(f, force, c): return f(c, force)
 def run_all(f, runs:dict, jobs:int=1, force:bool=False) -> dict:
-    "{key: f(configuration)} (`compute_twins` or `compute_method`) for runs {key: configuration}, `jobs` at a time; what is done is not done again"
-    each = {json.dumps(c, sort_keys=True): c for c in runs.values()}                         # what several criteria choose is one run
+    """{key: f(configuration)} (`compute_twins` or `compute_method`) for runs {key: configuration}, `jobs` at a time;
+    what is done is not done again"""
+    each = {json.dumps(c, sort_keys=True): c for c in runs.values()}  # what several criteria choose is one run
     found = dict(zip(each, spread(partial(_forced, f, force), list(each.values()), jobs, told=lambda c: c['name'])))
     return {k: found[json.dumps(c, sort_keys=True)] for k, c in runs.items()}
 
 # %% ../nbs/39_sweeps.ipynb #60d14f59
 def at_best(r:dict, by:str, patience:int=0) -> dict:
-    "What a run's records say where the worst-group accuracy of the validation groups `by` is highest, the last time (among those before `patience` records without a better one): {step, va, va_acc, te_wga, te_xrm, te_acc, te_class}"
+    """What a run's records say where the worst-group accuracy of the validation groups `by` is highest, the last time
+    (of those before `patience` records without a better one): {step, va, va_acc, te_wga, te_xrm, te_acc, te_class}"""
     v = wga(r[f'va_{by}'])
     k = last_best(v, patience)
-    return dict(step=int(r['step'][k]), va=float(v[k]), va_acc=float(r['va_acc'][k]), te_wga=float(wga(r['te_true'][k])), te_xrm=float(wga(r['te_xrm'][k])) if 'te_xrm' in r else np.nan, te_acc=float(r['te_acc'][k]), te_class=float(wga(r['te_class'][k])))
+    return dict(step=int(r['step'][k]), va=float(v[k]), va_acc=float(r['va_acc'][k]),
+                te_wga=float(wga(r['te_true'][k])), te_xrm=float(wga(r['te_xrm'][k])) if 'te_xrm' in r else np.nan,
+                te_acc=float(r['te_acc'][k]), te_class=float(wga(r['te_class'][k])))
 
 def best_combination(runs:dict, by:str, patience:int=0) -> int:
-    "The combination, of runs {combination: records}, whose best step (see `at_best`) has the highest worst-group accuracy of the validation groups `by`; the average decides between equals"
+    """The combination, of runs {combination: records}, whose best step (see `at_best`) has the highest worst-group
+    accuracy of the validation groups `by`; the average decides between equals"""
     best = {k: at_best(r, by, patience) for k, r in runs.items()}
     return max(best, key=lambda k: (best[k]['va'], best[k]['va_acc']))
 
 def best_twins(runs:dict, b) -> int:
-    "The combination, of phase 1 runs {combination: what it found}, that ends with the most flipped labels; BadRequest if none makes groups"
+    """The combination, of phase 1 runs {combination: what it found}, that ends with the most flipped labels;
+    BadRequest if none makes groups"""
     able = {k: r['flips'][-1, 0] for k, r in runs.items() if not useless(r, b)}
-    if not able: raise BadRequest('in no combination of phase 1 both environments occur in every class of the training and of the validation examples: train longer, take another network, or there is no shortcut to discover')
+    if not able:
+        raise BadRequest('in no combination of phase 1 both environments occur in every class of the training and of '
+                         'the validation examples: '
+                         'train longer, take another network, or there is no shortcut to discover')
     return max(able, key=able.get)
 
 # %% ../nbs/39_sweeps.ipynb #3134a559
 def protocol(s, arms:dict, by:tuple=('true', 'xrm'), jobs:int=1, device:str='cpu', force:bool=False) -> SimpleNamespace:
-    "Both phases in the setting `s` (phase 1 in `s.phase1`, if there is one), for arms {name: (method, groups)} and criteria `by`: first {comb: found}, twins {seed: found}, `comb` of phase 1, search {(arm, comb): records}, chosen {(arm, criterion): comb}, final {(arm, criterion, seed): records}, runs {(arm, criterion, seed): configuration}"
+    """Both phases in the setting `s` (phase 1 in `s.phase1`, if there is one), for arms {name: (method, groups)} and
+    criteria `by`: first {comb: found}, twins {seed: found}, `comb` of phase 1, search {(arm, comb): records}, chosen
+    {(arm, criterion): comb}, final {(arm, criterion, seed): records}, runs {(arm, criterion, seed): configuration}"""
     s1, patience, only = getattr(s, 'phase1', s), getattr(s, 'patience', 0), getattr(s, 'xrm_seed', None)
     first = run_all(compute_twins, {k: twins_run(s1, k, 0, device) for k in range(s.combs)}, jobs, force)
     b = data_of(twins_run(s1, 0, 0, device))
@@ -268,8 +325,13 @@ def protocol(s, arms:dict, by:tuple=('true', 'xrm'), jobs:int=1, device:str='cpu
     twins = {seed: twins_run(s1, comb, seed if only is None else only, device) for seed in range(s.seeds)}
     more = run_all(compute_twins, {v['seed']: v for v in twins.values() if v['seed']}, jobs, force)
     found = {k: first[comb] if v['seed'] == 0 else more[v['seed']] for k, v in twins.items()}
-    search = run_all(compute_method, {(arm, k): method_run(s, *what, k, 0, twins[0], device) for arm, what in arms.items() for k in range(s.combs)}, jobs, force)
-    chosen = {(arm, how): best_combination({k: search[arm, k] for k in range(s.combs)}, how, patience) for arm in arms for how in by}
-    runs = {(arm, how, seed): method_run(s, *arms[arm], k, seed, twins[seed], device) for (arm, how), k in chosen.items() for seed in range(s.seeds)}
-    final = {(arm, how, 0): search[arm, k] for (arm, how), k in chosen.items()} | run_all(compute_method, {k: v for k, v in runs.items() if k[2]}, jobs, force)
-    return SimpleNamespace(benchmark=b, first=first, comb=comb, twins=found, search=search, chosen=chosen, final=final, runs=runs)
+    search = run_all(compute_method, {(arm, k): method_run(s, *what, k, 0, twins[0], device)
+                                      for arm, what in arms.items() for k in range(s.combs)}, jobs, force)
+    chosen = {(arm, how): best_combination({k: search[arm, k] for k in range(s.combs)}, how, patience)
+              for arm in arms for how in by}
+    runs = {(arm, how, seed): method_run(s, *arms[arm], k, seed, twins[seed], device)
+            for (arm, how), k in chosen.items() for seed in range(s.seeds)}
+    final = ({(arm, how, 0): search[arm, k] for (arm, how), k in chosen.items()}
+             | run_all(compute_method, {k: v for k, v in runs.items() if k[2]}, jobs, force))
+    return SimpleNamespace(benchmark=b, first=first, comb=comb, twins=found, search=search, chosen=chosen, final=final,
+                           runs=runs)

@@ -39,10 +39,12 @@ class Problem(NamedTuple):
     assign: Tensor                # (S,n) bool: the first twin trains on this example
 
 def problem(seeds, sigma:float, n_nets:int=1, device:str='cpu') -> Problem:
-    "The interpretable experiment with noise of scale sigma for all seeds; `n_nets` networks are drawn, the last is the one to train"
+    """The interpretable experiment with noise of scale sigma for all seeds;
+    `n_nets` networks are drawn, the last is the one to train"""
     def draw(seed):
         tr, va = make_toy(seed, sigma), make_toy(seed + 1, sigma, rho=.5)
-        return tr, va, [nn.Linear(1800, 2, bias=False) for _ in range(n_nets)], torch.randint(0, 2, (1000, 1))[:, 0].bool()
+        return (tr, va, [nn.Linear(1800, 2, bias=False) for _ in range(n_nets)],
+                torch.randint(0, 2, (1000, 1))[:, 0].bool())
     trs, vas, nets, assign = zip(*map(draw, seeds))
     stack = lambda splits: tuple(torch.stack(v).to(device) for v in zip(*splits))
     return Problem(stack(trs), stack(vas), [Stacked(v).to(device) for v in zip(*nets)], torch.stack(assign).to(device))
@@ -59,7 +61,8 @@ def everything(split:tuple) -> list:
 CURVES = ('majority train', 'minority train', 'majority test', 'minority test')
 
 def watched(model, p:Problem, objective, lr:float, epochs:int, every:int=1, name:str='') -> dict:
-    "Train by gradient descent; {curve (4,E,S): accuracies of `CURVES` before the steps epoch (E,), loss (E,S)}; looked at in the first epoch and in every `every`-th"
+    """Train by gradient descent; {curve (4,E,S): accuracies of `CURVES` before the steps epoch (E,), loss (E,S)};
+    looked at in the first epoch and in every `every`-th"""
     due = lambda k: k == 0 or (k + 1) % every == 0
     seen, tested, losses = [], [], []
     def look(epoch, model):
@@ -72,35 +75,42 @@ def watched(model, p:Problem, objective, lr:float, epochs:int, every:int=1, name
         losses.append(s.losses.detach().mean(-1).cpu())
     with progress(epochs, name, 'step') as bar:
         look(-1, model)
-        fit(model, everything(p.tr), objective, torch.optim.SGD(model.parameters(), lr), constant(lr), epochs, record=record, after_epoch=[look])
-    return dict(curve=torch.stack([torch.stack(a + b) for a, b in zip(seen, tested)], 1), loss=torch.stack(losses), epoch=np.array([k + 1 for k in range(epochs) if due(k)]))
+        fit(model, everything(p.tr), objective, torch.optim.SGD(model.parameters(), lr), constant(lr), epochs,
+            record=record, after_epoch=[look])
+    return dict(curve=torch.stack([torch.stack(a + b) for a, b in zip(seen, tested)], 1), loss=torch.stack(losses),
+                epoch=np.array([k + 1 for k in range(epochs) if due(k)]))
 
 # %% ../nbs/39_toys.ipynb #4cad7f81
 def held_out(c:dict) -> dict:
-    "The twins of the problem that `c` describes, trained: {z_out (S,n,K), flipped (E,2,S): share of the labels of majority and minority that are flipped, after each epoch}"
+    """The twins of the problem that `c` describes, trained: {z_out (S,n,K), flipped (E,2,S):
+    share of the labels of majority and minority that are flipped, after each epoch}"""
     device = find_device(c['device'])
     p, flips = problem(c['seeds'], c['sigma'], 3, device), []
     xrm, twins = XRM(p.tr[1], p.assign, 2, balanced=False), Twins(*p.nets[:2])
     with progress(c['twin_epochs'], c['name'], 'step') as bar:
         def look(epoch, model): bar.update(); flips.append(torch.stack(group_acc(xrm.labels != xrm.y, p.tr[2])))
-        fit(twins, everything(p.tr), xrm, torch.optim.SGD(twins.parameters(), c['lr']), constant(c['lr']), c['twin_epochs'], after_epoch=[look])
+        fit(twins, everything(p.tr), xrm, torch.optim.SGD(twins.parameters(), c['lr']), constant(c['lr']),
+            c['twin_epochs'], after_epoch=[look])
     return dict(z_out=xrm.z_out.cpu(), flipped=torch.stack(flips))
 
 def trained(c:dict) -> dict:
-    "What `watched` says of one method (`c` has method, sigma, lr, temp, epochs, every, seeds), its weights w (S,K,d), and of MAT p (2,S): the mean calibrated probability of the label, majority and minority"
+    """What `watched` says of one method (`c` has method, sigma, lr, temp, epochs, every, seeds), its weights w (S,K,d),
+    and of MAT p (2,S): the mean calibrated probability of the label, majority and minority"""
     device, out = find_device(c['device']), {}
     p, objective = problem(c['seeds'], c['sigma'], 3 if c['method'] == 'MAT' else 1, device), adv()
     if c['method'] == 'MAT':
         shift = mat_shift(torch.from_numpy(twins_of(c)['z_out']).to(device), p.tr[1], c['temp'], 2)
         right = shift.exp().gather(-1, p.tr[1][..., None])[..., 0]
-        out['p'], objective = torch.stack([(right*who).sum(-1).cpu()/who.sum(-1).cpu() for who in (p.tr[2], ~p.tr[2])]), mat(shift)
+        out['p'], objective = torch.stack([
+            (right*who).sum(-1).cpu()/who.sum(-1).cpu() for who in (p.tr[2], ~p.tr[2])]), mat(shift)
     out |= watched(p.nets[-1], p, objective, c['lr'], c['epochs'], c['every'], c['name'])
     return out | dict(w=p.nets[-1].weight.detach().cpu(), x=p.tr[0][0, :, :2].cpu(), y=p.tr[1][0].cpu())
 
 _CODE = ('core', 'data', 'models', 'objectives', 'train', 'xrm', 'mat', 'toys')
 def twins_of(c:dict, force:bool=False) -> dict:
     "`held_out` of what decides the twins of a run, computed once"
-    return compute(dict(name=f"toy-twins-{c['sigma']:g}", **{k: c[k] for k in ('seeds', 'sigma', 'lr', 'twin_epochs', 'device')}), held_out, _CODE, force)
+    return compute(dict(name=f"toy-twins-{c['sigma']:g}",
+                        **{k: c[k] for k in ('seeds', 'sigma', 'lr', 'twin_epochs', 'device')}), held_out, _CODE, force)
 
 def run_of(name:str, seeds, device:str='cpu', **given) -> dict:
     "One run in words: a method, 'ERM' or 'MAT', with the numbers of the paper where nothing else is `given`"
@@ -125,8 +135,10 @@ def known(table:str, paradigm:str, metric:str, method:str='') -> tuple:
 def widest_margin(seed:int, sigma:float) -> list:
     "Accuracies of `CURVES` of the separator without bias that has the largest margin"
     tr, va = make_toy(seed, sigma), make_toy(seed + 1, sigma, rho=.5)
-    svm = LinearSVC(C=1e6, loss='hinge', fit_intercept=False, tol=1e-6, max_iter=1_000_000, random_state=0).fit(tr.x.numpy(), tr.y.numpy())
-    return [float(a) for split in (tr, va) for a in group_acc(torch.from_numpy(svm.predict(split.x.numpy()) == split.y.numpy()), split.majority)]
+    svm = LinearSVC(C=1e6, loss='hinge', fit_intercept=False, tol=1e-6, max_iter=1_000_000,
+                    random_state=0).fit(tr.x.numpy(), tr.y.numpy())
+    return [float(a) for split in (tr, va)
+            for a in group_acc(torch.from_numpy(svm.predict(split.x.numpy()) == split.y.numpy()), split.majority)]
 
 # %% ../nbs/39_toys.ipynb #68456110
 class Shared(nn.Module):
@@ -134,19 +146,25 @@ class Shared(nn.Module):
     def __init__(self, layers):
         super().__init__()
         self.weight = nn.Parameter(torch.stack([l.weight.detach() for l in layers]))     # (M,K,d)
-    def forward(self, x:Tensor) -> Tensor: return (x @ self.weight.flatten(0, 1).T).unflatten(-1, self.weight.shape[:2]).movedim(-2, 0)
+    def forward(self, x:Tensor) -> Tensor:
+        return (x @ self.weight.flatten(0, 1).T).unflatten(-1, self.weight.shape[:2]).movedim(-2, 0)
 
 def on_subsets(c:dict) -> dict:
-    "Memorization in the toy under seed `c['seed']` by `models` networks on subsets: {mem (n,), majority (n,), in_acc and out_acc (n,)}"
-    device, z = find_device(c['device']), twins_of(dict(c, seeds=[c['seed']]))['z_out'] if c['method'] == 'MAT' else None
-    p = problem([c['seed']], c['sigma'], 3, device)                       # after the twins, which may have been trained just now: networks are drawn from where this leaves the generator
+    """Memorization in the toy under seed `c['seed']` by `models` networks on subsets:
+    {mem (n,), majority (n,), in_acc and out_acc (n,)}"""
+    device, z = (find_device(c['device']),
+                 twins_of(dict(c, seeds=[c['seed']]))['z_out'] if c['method'] == 'MAT' else None)
+    # after the twins, which may have been trained just now: networks are drawn from where this leaves the generator
+    p = problem([c['seed']], c['sigma'], 3, device)
     (x, y, majority), objective = [v[0] for v in p.tr], adv()
     if z is not None: objective = mat(mat_shift(torch.from_numpy(z).to(device), p.tr[1], c['temp'], 2)[0])
     mask = subsets(range(c['models']), len(y), .7, c['seed'])
     member = torch.from_numpy(mask).float().to(device)
     w, model = member/member.mean(-1, keepdim=True), Shared([nn.Linear(1800, 2, bias=False) for _ in mask]).to(device)
     with progress(c['epochs'], c['name'], 'step') as bar:
-        fit(model, [Batch(torch.arange(len(y), device=device), x, y.expand(len(mask), -1))], lambda m, b, t: objective(m, b, t).weigh(w), torch.optim.SGD(model.parameters(), c['lr']), constant(c['lr']), c['epochs'], after_epoch=[lambda e, m: bar.update()])
+        fit(model, [Batch(torch.arange(len(y), device=device), x, y.expand(len(mask), -1))],
+            lambda m, b, t: objective(m, b, t).weigh(w), torch.optim.SGD(model.parameters(), c['lr']),
+            constant(c['lr']), c['epochs'], after_epoch=[lambda e, m: bar.update()])
     with torch.no_grad(): right = (model(x).argmax(-1) == y).cpu().numpy()
     s = mem_scores(right, mask)
     return dict(mem=s.mem, majority=majority.cpu(), in_acc=s.p_in, out_acc=s.p_out)
@@ -165,20 +183,27 @@ def _zero(device):
     return model
 
 def quick_run(c:dict) -> dict:
-    "XRM and GroupDRO in the toy under seed `c['seed']`: {env (n,) of the training examples, majority (n,), and for each source of groups, class, human and xrm, va_ and te_ (E,) worst-group accuracies}"
+    """XRM and GroupDRO in the toy under seed `c['seed']`: {env (n,) of the training examples, majority (n,),
+    and for each source of groups, class, human and xrm, va_ and te_ (E,) worst-group accuracies}"""
     device = find_device(c['device'])
-    tr, va, te = (type(v)(*(a.to(device) for a in v)) for v in (make_toy(c['seed'] + k, c['sigma'], rho) for k, rho in enumerate((.9, .5, .5))))
+    tr, va, te = (type(v)(*(a.to(device) for a in v))
+                  for v in (make_toy(c['seed'] + k, c['sigma'], rho) for k, rho in enumerate((.9, .5, .5))))
     twins, xrm = Twins(_zero(device), _zero(device)), XRM(tr.y, torch.rand(len(tr.y), device=device) < .5, 2)
     batch = lambda g=None: [Batch(torch.arange(len(tr.y), device=device), tr.x, tr.y, g)]
-    descend = lambda model, objective, g=None, after=(): fit(model, batch(g), objective, torch.optim.SGD(model.parameters(), c['lr']), constant(c['lr']), c['epochs'], after_epoch=after)
+    descend = lambda model, objective, g=None, after=(): fit(
+        model, batch(g), objective, torch.optim.SGD(model.parameters(), c['lr']),
+        constant(c['lr']), c['epochs'], after_epoch=after)
     descend(twins, xrm)
     with torch.no_grad(): env = [cross_mistakes(twins(v.x), v.y) for v in (tr, va)]
     human = [2*v.y + v.majority for v in (tr, va, te)]
     out = dict(env=env[0].cpu(), majority=tr.majority.cpu())
-    for name, (g, g_va) in dict({'class': (tr.y, va.y)}, human=human[:2], xrm=[2*v.y + e for v, e in zip((tr, va), env)]).items():
+    for name, (g, g_va) in dict({'class': (tr.y, va.y)}, human=human[:2],
+                                xrm=[2*v.y + e for v, e in zip((tr, va), env)]).items():
         seen, n = [], 2 if name == 'class' else 4
         def look(epoch, model):
-            with torch.no_grad(): seen.append([wga(group_accs(model(v.x).argmax(1) == v.y, g_v, m)).item() for v, g_v, m in ((va, g_va, n), (te, human[2], 4))])
+            with torch.no_grad():
+                seen.append([wga(group_accs(model(v.x).argmax(1) == v.y, g_v, m)).item()
+                             for v, g_v, m in ((va, g_va, n), (te, human[2], 4))])
         descend(_zero(device), moved(GroupDRO(adv(), n, c['eta']), device), g, [look])
         out[f'va_{name}'], out[f'te_{name}'] = np.array(seen).T
     return out
@@ -190,4 +215,6 @@ def at_best(r:dict, name:str) -> float:
 def _quick(force, c): return compute(c, quick_run, _CODE + ('groups',), force)
 def run_quick(seeds, epochs:int=3000, device:str='cpu', jobs:int=1, force:bool=False) -> list:
     "Arrays of `quick_run` for each seed, computed once, `jobs` at a time"
-    return spread(partial(_quick, force), [dict(name='toy-quick', seed=s, sigma=.5, lr=.01, eta=.1, epochs=epochs, device=device) for s in seeds], jobs, told=lambda c: c['name'])
+    return spread(partial(_quick, force),
+                  [dict(name='toy-quick', seed=s, sigma=.5, lr=.01, eta=.1, epochs=epochs, device=device)
+                   for s in seeds], jobs, told=lambda c: c['name'])

@@ -34,7 +34,7 @@ def constant(lr:float) -> Callable:
     return lambda t: lr
 
 def triangle(lr_max:float, epochs:float, peak:float|None=None) -> Callable:
-    "Linear from 0 up to `lr_max` at epoch `peak` (default the middle) and down to 0 at `epochs` (dom.md 3.2, zerograd.md 3.3)"
+    "Linear from 0 to `lr_max` at epoch `peak` (default: middle), down to 0 at `epochs` (dom.md 3.2, zerograd.md 3.3)"
     top = epochs/2 if peak is None else peak
     return lambda t: lr_max*(t/top if t <= top else (epochs - t)/(epochs - top))
 
@@ -43,33 +43,37 @@ def staircase(lr_max:float, after:dict) -> Callable:
     return lambda t: lr_max/max([1, *(by for e, by in after.items() if t > e)])
 
 def onedrop(lr_max:float, at:float) -> Callable:
-    "`lr_max`, and a tenth of it once t >= `at`: ZeroGrad's second schedule, whose last batch before `at` is already slow (zerograd.md 3.3)"
+    """`lr_max`, and a tenth of it once t >= `at`: ZeroGrad's second schedule,
+    whose last batch before `at` is already slow (zerograd.md 3.3)"""
     return lambda t: lr_max if t < at else lr_max/10
 
 # %% ../nbs/22_train.ipynb #cacff794
 @dataclass
 class Place:
-    "Where a run is: `done` batches of epoch `epoch` are behind it; `order` (n,) is that epoch's order of samples, None before it is drawn"
+    """Where a run is: `done` batches of epoch `epoch` are behind it;
+    `order` (n,) is that epoch's order of samples, None before it is drawn"""
     epoch: int = 0
     done: int = 0
     order: Tensor|None = None
 
 def fit(model, loader, objective:Objective, opt, lr:Callable, epochs:int,
-    record:Callable|None=None,    # (epoch, batch, step) after every update, whose tensors the next step may overwrite; returning True ends the training
+    record:Callable|None=None,    # (epoch, batch, step) after each update; the next may overwrite them; True: stop
     after_epoch=(),               # functions of (epoch, model)
     precision:str='fp32',         # 'fp32', 'bf16', or 'auto': bf16 where the device computes in it
-    capture='auto',               # 'auto': record the step as a CUDA graph where there is a GPU; 'off', 'graph', 'compiled' (by torch.compile, then recorded), or a recorder
+    capture='auto',               # 'auto': a CUDA graph on a GPU; 'off', 'graph', 'compiled' (and recorded), a recorder
     at:Place|None=None):          # where to begin, and afterwards where it ended
-    "Train; everything particular to a method is inside `objective`. Raises RunFailed when the loss stops being a number or memory runs out"
+    """Train; everything particular to a method is inside `objective`.
+    Raises RunFailed when the loss stops being a number or memory runs out"""
     keep_memory()
     at = at or Place()
     watch = Watch(at.epoch*len(loader) + at.done)
-    with shared(model, objective) as objective, engine(model, loader, objective, opt, precision, capture, watch) as step:
+    with (shared(model, objective) as objective,
+          engine(model, loader, objective, opt, precision, capture, watch) as step):
         while at.epoch < epochs:
             model.train()
             todo = _todo(loader, at)
             for i in todo[at.done:]:
-                t = at.epoch + (at.done + 1)/len(todo)                   # in (0, epochs], as in DOM's and ZeroGrad's code
+                t = at.epoch + (at.done + 1)/len(todo)  # in (0, epochs], as in DOM's and ZeroGrad's code
                 with advice(loader): b, s = step(i, t, lr(t))
                 at.done += 1
                 if record and watch.first(record, at.epoch, b, s): return model
@@ -96,7 +100,8 @@ def update(model, loader, objective, opt, context, i, t, check=None) -> tuple:
     return b, s.detach()
 
 class Watch:
-    "Ends a run whose loss is no longer a number: before the update on a CPU; on a GPU, which asking would stall, within `every` steps"
+    """Ends a run whose loss is no longer a number: before the update on a CPU; on a GPU, which asking would stall,
+    within `every` steps"""
     def __init__(self, steps:int=0, every:int=50): self.every, self.seen, self.steps, self.last = every, [], steps, None
     def __call__(self, loss:Tensor, t:float, lr:float):
         self.seen.append((loss.detach().clone(), t, lr))
@@ -106,8 +111,11 @@ class Watch:
         seen, self.seen = self.seen, []
         for loss, (_, t, lr) in zip(torch.stack([l for l, _, _ in seen]).tolist() if seen else [], seen):
             self.steps += 1
-            if not math.isfinite(loss): raise RunFailed(f'the loss became {loss} at step {self.steps} (epoch {t:.2f}) with learning rate {lr:.3g}; '
-                                                        f"the last finite loss was {'not seen' if self.last is None else format(self.last, '.4g')}. Try a smaller learning rate")
+            if not math.isfinite(loss):
+                raise RunFailed(
+                    f'the loss became {loss} at step {self.steps} (epoch {t:.2f}) with learning rate {lr:.3g}; '
+                    f"the last finite loss was {'not seen' if self.last is None else format(self.last, '.4g')}. "
+                    'Try a smaller learning rate')
             self.last = loss
     def first(self, record:Callable, *what):
         "record(*what); if it fails, say first what the losses have to say"
@@ -123,11 +131,14 @@ def advice(loader):
     except RuntimeError as e:
         if not any(words in str(e) for words in ('out of memory', 'ALLOC_FAILED', "can't allocate memory")): raise
         bs = getattr(loader, 'bs', 0)
-        raise RunFailed(f'out of memory with batches of {bs}: try a batch size of {bs//2}' if bs > 1 else 'out of memory: try a smaller network') from e
+        raise RunFailed(f'out of memory with batches of {bs}: try a batch size of {bs//2}' if bs > 1
+                        else 'out of memory: try a smaller network') from e
 
 def sgd(model, momentum:float=.9, wd:float=5e-4) -> torch.optim.SGD:
-    "Stochastic gradient descent on every parameter; on a GPU in the fused form, whose learning rate may be a tensor, so that a recorded step follows its schedule"
-    return torch.optim.SGD(model.parameters(), 0., momentum=momentum, weight_decay=wd, fused=next(model.parameters()).is_cuda)
+    """Stochastic gradient descent on every parameter; on a GPU in the fused form, whose learning rate may be a tensor,
+    so that a recorded step follows its schedule"""
+    return torch.optim.SGD(model.parameters(), 0., momentum=momentum, weight_decay=wd,
+                           fused=next(model.parameters()).is_cuda)
 
 # %% ../nbs/22_train.ipynb #fa9dbf69
 class Recorded:
@@ -135,7 +146,8 @@ class Recorded:
     def __init__(self, step:Callable, opt, bs:int, phase:Callable, record:Callable, device, warm:int=3):
         self.step, self.bs, self.phase, self.record, self.warm = step, bs, phase, record, warm
         self.now, self.lr = torch.zeros((), dtype=torch.double, device=device), torch.zeros((), device=device)
-        self.positions, self.key, self.seen, self.replay = torch.zeros(bs, dtype=torch.long, device=device), object(), 0, None
+        self.positions, self.key, self.seen, self.replay = (
+            torch.zeros(bs, dtype=torch.long, device=device), object(), 0, None)
         for group in opt.param_groups: group['lr'] = self.lr
     def __call__(self, i:Tensor, t:float, lr:float) -> tuple:
         self.now.fill_(t)
@@ -145,17 +157,20 @@ class Recorded:
         self.seen += 1
         if self.seen <= self.warm: return self.step(i, Clock(t, self.now))
         self.positions.copy_(i)
-        if self.replay is None: self.replay = _recording(self.record, partial(self.step, self.positions, Clock(t, self.now)))
+        if self.replay is None:
+            self.replay = _recording(self.record, partial(self.step, self.positions, Clock(t, self.now)))
         return self.replay()
 
 def _recording(record, work):
     try: return record(work)
     except RuntimeError as e:
         if isinstance(e, torch.OutOfMemoryError): raise
-        raise RunFailed(f'the step could not be recorded ({str(e).splitlines()[0]}): use capture off, and drop losses of this model that still hang on their graph') from e
+        raise RunFailed(f'the step could not be recorded ({str(e).splitlines()[0]}): use capture off, '
+                        'and drop losses of this model that still hang on their graph') from e
 
 def cuda_graph(work:Callable) -> Callable:
-    "Record `work()` on the current stream, without running it; the function returned runs it and gives the same output tensors each time"
+    """Record `work()` on the current stream, without running it;
+    the function returned runs it and gives the same output tensors each time"""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()): out = work()
     def replay():
@@ -165,7 +180,7 @@ def cuda_graph(work:Callable) -> Callable:
 
 @contextlib.contextmanager
 def side_stream(device):
-    "The block's work goes to a stream of its own on `device`, as recording demands; at the end the device has finished it"
+    "The block's work goes to a stream of its own on `device`, as recording demands; at the end the device is done"
     with torch.cuda.device(device):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -180,13 +195,16 @@ def hindrance(model, loader, objective, opt) -> str:
     if world() > 1: return 'several processes train together'
     for part in (loader, objective):
         if getattr(part, 'eager', ''): return part.eager
-    if not all(g['capturable'] if 'capturable' in g else g.get('fused') for g in opt.param_groups): return 'its optimiser is neither fused nor capturable (see `sgd`)'
+    if not all(g['capturable'] if 'capturable' in g else g.get('fused') for g in opt.param_groups):
+        return 'its optimiser is neither fused nor capturable (see `sgd`)'
     return '' if next(model.parameters()).is_cuda else 'the model is not on a GPU'
 
 def recorder(capture, model, loader, objective, opt) -> Callable|None:
-    "What records the steps: None where they run eagerly, for a reason that is said unless it is that there is no GPU and none was asked for"
+    """What records the steps: None where they run eagerly, for a reason that is said
+    unless it is that there is no GPU and none was asked for"""
     if callable(capture): return capture
-    if capture not in ('auto', 'off', 'graph', 'compiled'): raise BadRequest(f"no capture '{capture}': there are auto, off, graph and compiled")
+    if capture not in ('auto', 'off', 'graph', 'compiled'):
+        raise BadRequest(f"no capture '{capture}': there are auto, off, graph and compiled")
     why = hindrance(model, loader, objective, opt)
     if capture == 'off' or capture != 'graph' and not next(model.parameters()).is_cuda: return None
     if why and not rank(): print(f'fit runs eagerly: {why}', file=sys.stderr)
@@ -203,7 +221,7 @@ def engine(model, loader, objective, opt, precision, capture, watch):
     if record is None:
         yield partial(_eager, once, opt, watch)
         return
-    if device.type == 'cuda': torch.backends.cudnn.benchmark = True      # kernels are chosen in the steps before the recording
+    if device.type == 'cuda': torch.backends.cudnn.benchmark = True  # kernels are chosen in the steps before recording
     with side_stream(device) if device.type == 'cuda' else contextlib.nullcontext():
         yield partial(_watched, Recorded(once, opt, loader.bs, partial(phase_of, objective), record, device), watch)
 
@@ -219,40 +237,51 @@ def _watched(recorded, watch, i, t, lr):
 # %% ../nbs/22_train.ipynb #b86535f6
 class _NoValues(TorchDispatchMode):
     "Refuses operations that wait for the device, whose result's shape depends on data, or that mix devices"
-    WAITS = {'_local_scalar_dense', 'nonzero', 'masked_select', '_unique2', 'unique_consecutive', 'bincount', 'equal', 'is_nonzero', 'lift_fresh', 'unique_dim'}
+    WAITS = {'_local_scalar_dense', 'nonzero', 'masked_select', '_unique2', 'unique_consecutive', 'bincount', 'equal',
+             'is_nonzero', 'lift_fresh', 'unique_dim'}
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         tensors = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-        if name in ('_to_copy', 'copy_') and any(a.dim() and a.device.type != 'meta' for a in tensors): raise RunFailed(f'{name} carries a tensor to the device')
+        if name in ('_to_copy', 'copy_') and any(a.dim() and a.device.type != 'meta' for a in tensors):
+            raise RunFailed(f'{name} carries a tensor to the device')
         if name in self.WAITS: raise RunFailed(f'{name} waits for values')
-        if name in ('index', 'index_put', 'index_put_', '_index_put_impl_') and any(a.dtype == torch.bool for a in torch.utils._pytree.tree_leaves(args[1])): raise RunFailed('indexing by a mask has no fixed shape')
+        if (name in ('index', 'index_put', 'index_put_', '_index_put_impl_')
+                and any(a.dtype == torch.bool for a in torch.utils._pytree.tree_leaves(args[1]))):
+            raise RunFailed('indexing by a mask has no fixed shape')
         if len({a.device for a in tensors if a.dim()}) > 1: raise RunFailed(f'{name} mixes devices')
         return func(*args, **(kwargs or {}))
 
 def obstacle(objective:Objective, model, b:Batch, t:float=1.) -> str:
-    "What would keep this step from being recorded, '' if nothing; the model, the batch and the objective's state must be on the meta device"
+    """What would keep this step from being recorded, '' if nothing;
+    the model, the batch and the objective's state must be on the meta device"""
     before = getattr(objective, 'state', {})
     try:
-        with _NoValues(): objective(model, b, Clock(t, torch.zeros((), dtype=torch.double, device='meta'))).loss.backward()
+        with _NoValues():
+            objective(model, b, Clock(t, torch.zeros((), dtype=torch.double, device='meta'))).loss.backward()
     except RuntimeError as e: return str(e).splitlines()[0]
     replaced = [k for k, v in getattr(objective, 'state', {}).items() if v is not before[k]]
     return f"state '{replaced[0]}' is replaced, not updated in place" if replaced else ''
 
 # %% ../nbs/22_train.ipynb #7f53149b
 def pack(model, opt=None, state:dict|None=None, at:Place|None=None) -> dict:
-    "Everything a run needs to go on, as a flat {name: tensor}: model.*, opt.*, state.*, place.order, and the random state of every device"
+    """Everything a run needs to go on, as a flat {name: tensor}: model.*, opt.*, state.*, place.order,
+    and the random state of every device"""
     out = {f'model.{k}': v for k, v in model.state_dict().items()}
-    for i, s in (opt.state_dict()['state'] if opt else {}).items(): out |= {f'opt.{i}.{k}': torch.as_tensor(v) for k, v in s.items() if v is not None}
+    for i, s in (opt.state_dict()['state'] if opt else {}).items():
+        out |= {f'opt.{i}.{k}': torch.as_tensor(v) for k, v in s.items() if v is not None}
     out |= {f'state.{k}': v for k, v in (state or {}).items()}
     if at and at.order is not None: out['place.order'] = at.order
     out['random.cpu'] = torch.get_rng_state()
-    if torch.cuda.is_available() and torch.cuda.is_initialized(): out |= {f'random.cuda{i}': s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        out |= {f'random.cuda{i}': s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return {k: v.detach().cpu().contiguous() for k, v in out.items()}
 
 def save_checkpoint(path:Path, model, opt=None, state:dict|None=None, at:Place|None=None, **meta):
-    "Write a checkpoint, whole or not at all; `meta` (config, ...) and the place travel as JSON in its header. Weights that are no numbers are not worth keeping: RunFailed"
-    tensors = {k: v.clone() for k, v in pack(model, opt, state, at).items()}                # safetensors refuses shared memory
-    if not all(v.isfinite().all() for v in part(tensors, 'model').values()): raise RunFailed('the weights are no longer finite; the last checkpoint is kept. Try a smaller learning rate')
+    """Write a checkpoint, whole or not at all; `meta` (config, ...) and the place travel as JSON in its header.
+    Weights that are no numbers are not worth keeping: RunFailed"""
+    tensors = {k: v.clone() for k, v in pack(model, opt, state, at).items()}  # safetensors refuses shared memory
+    if not all(v.isfinite().all() for v in part(tensors, 'model').values()):
+        raise RunFailed('the weights are no longer finite; the last checkpoint is kept. Try a smaller learning rate')
     meta |= dict(epoch=at.epoch, done=at.done) if at else {}
     text = json.dumps(meta)
     with replacing(path) as tmp: save_file(tensors, tmp, dict(overmem=text, digest=digest(tensors, text)))
@@ -262,11 +291,16 @@ def read_checkpoint(path:Path) -> tuple:
     if not Path(path).is_file(): raise BadRequest(f'no checkpoint at {path}')
     try:
         with safe_open(path, 'pt') as f: tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    except Exception as e: raise BadRequest(f'{path} is damaged or no checkpoint ({str(e).splitlines()[0]}): delete it and run again') from None
-    if 'overmem' not in meta: raise BadRequest(f'{path} was not written by overmem: it has no configuration in its header')
-    if digest(tensors, meta['overmem']) != meta.get('digest'): raise BadRequest(f'{path} is damaged (its bytes do not match its digest): delete it and run again')
+    except Exception as e:
+        raise BadRequest(f'{path} is damaged or no checkpoint ({str(e).splitlines()[0]}): '
+                         'delete it and run again') from None
+    if 'overmem' not in meta:
+        raise BadRequest(f'{path} was not written by overmem: it has no configuration in its header')
+    if digest(tensors, meta['overmem']) != meta.get('digest'):
+        raise BadRequest(f'{path} is damaged (its bytes do not match its digest): delete it and run again')
     try: return tensors, dict(json.loads(meta['overmem']))
-    except (ValueError, TypeError): raise BadRequest(f'{path} was not written by overmem: its header is no description') from None
+    except (ValueError, TypeError):
+        raise BadRequest(f'{path} was not written by overmem: its header is no description') from None
 
 def part(tensors:dict, name:str) -> dict:
     "The tensors below `name.`, without that prefix"
@@ -276,15 +310,18 @@ def load_weights(path:Path, model) -> tuple:
     "Restore the network alone; returns what `read_checkpoint` does"
     tensors, meta = read_checkpoint(path)
     try: model.load_state_dict(part(tensors, 'model'))
-    except RuntimeError as e: raise BadRequest(f'{path} holds another network: {str(e).splitlines()[1].strip()}') from None
+    except RuntimeError as e:
+        raise BadRequest(f'{path} holds another network: {str(e).splitlines()[1].strip()}') from None
     return tensors, meta
 
 def load_checkpoint(path:Path, model, opt=None, state:dict|None=None) -> Place:
     "Restore model, optimiser, state (in place) and random state; returns the place that was saved"
     (tensors, meta), state = read_checkpoint(path), state or {}
     saved, shapes = part(tensors, 'state'), lambda d: {k: tuple(v.shape) for k, v in d.items()}
-    if 'done' not in meta: raise BadRequest(f'{path} was not written in the course of a training: it can be evaluated, not continued')
-    if shapes(saved) != shapes(state): raise BadRequest(f'{path} holds the state of another objective ({shapes(saved)}, not {shapes(state)})')
+    if 'done' not in meta:
+        raise BadRequest(f'{path} was not written in the course of a training: it can be evaluated, not continued')
+    if shapes(saved) != shapes(state):
+        raise BadRequest(f'{path} holds the state of another objective ({shapes(saved)}, not {shapes(state)})')
     load_weights(path, model)
     if opt: _restore_opt(opt, part(tensors, 'opt'))
     for k, v in saved.items(): state[k].copy_(v)
@@ -299,5 +336,6 @@ def _restore_opt(opt, saved):
     for k, v in saved.items():
         i, name = k.split('.', 1)
         p = params[int(i)]
-        state.setdefault(int(i), {})[name] = torch.empty_like(p, dtype=v.dtype).copy_(v) if v.shape == p.shape else v      # in the layout of its parameter
+        # in the layout of its parameter
+        state.setdefault(int(i), {})[name] = torch.empty_like(p, dtype=v.dtype).copy_(v) if v.shape == p.shape else v
     opt.load_state_dict(dict(opt.state_dict(), state=state))

@@ -63,7 +63,8 @@ def class_balance(y:Tensor, K:int) -> Tensor:
 
 # %% ../nbs/35_xrm.ipynb #50032906
 def cross_mistakes(z:Tensor, y:Tensor) -> Tensor:
-    "Environment (..., n) in {0, 1}: 1 where either twin misclassifies the original label; z (2, ..., n, K) are the twins' logits"
+    """Environment (..., n) in {0, 1}: 1 where either twin misclassifies the original label;
+    z (2, ..., n, K) are the twins' logits"""
     return (z.argmax(-1) != y).any(0).long()
 
 def degenerate(env:Tensor, y:Tensor, K:int) -> bool:

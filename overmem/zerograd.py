@@ -20,10 +20,11 @@ from .attacks import input_grad, project, uniform
 from .core import Attack
 
 # %% ../nbs/30_zerograd.ipynb #5f0177f4
-SCOPES = dict(batch=0, image=1, channel=2)                                # leading dimensions of which every entry has a quantile of its own
+SCOPES = dict(batch=0, image=1, channel=2)  # leading dimensions of which every entry has a quantile of its own
 
 def drop_small(g:Tensor, q:float, scope:str='image') -> Tensor:
-    "Zero the elements of each image below the q-quantile of its |g|; ties with the quantile survive (zerograd.md 2.1, steps 4-5). `scope`: one quantile for each image, each channel, or the whole batch"
+    """Zero the elements of each image below the q-quantile of its |g|; ties with the quantile survive
+    (zerograd.md 2.1, steps 4-5). `scope`: one quantile for each image, each channel, or the whole batch"""
     if scope not in SCOPES: raise BadRequest(f"scope='{scope}': there are {', '.join(SCOPES)}")
     size = g.abs().flatten(SCOPES[scope])
     tau = size.kthvalue(1 + math.ceil(q*(size.shape[-1] - 1) - 1e-9), dim=-1).values
@@ -38,11 +39,12 @@ def zerograd(
     start:Callable=uniform,       # (x, eps) -> first delta
     scope:str='image'             # what has a quantile of its own: image, channel or batch
     ) -> Attack:
-    "ZeroGrad: a random start, then one signed step on the largest 1 - q of each image's gradient elements (zerograd.md 2.1)"
+    "ZeroGrad: a random start, then one signed step on each image's largest 1 - q gradient elements (zerograd.md 2.1)"
     def attack(model, x, target):
         "x (N,C,H,W) in [0,1] -> delta, detached; elements without a step keep their random start"
         delta = start(x, eps)
-        for _ in range(iters): delta = _step(model, x, target, delta, eps, alpha, partial(drop_small, q=q, scope=scope))[0]
+        for _ in range(iters):
+            delta = _step(model, x, target, delta, eps, alpha, partial(drop_small, q=q, scope=scope))[0]
         return delta
     return attack
 
@@ -78,7 +80,7 @@ def _otherwise(drop, eps, alpha, start):
     return attack
 
 def zerograd_reset(eps:float, alpha:float|None=None, q:float=.35) -> Attack:
-    "Control of ZeroGrad: elements without a step lose their random start as well and stay clean (zerograd.md section 7, C6)"
+    "Control of ZeroGrad: elements without a step lose their random start as well and stay clean (zerograd.md 7, C6)"
     def attack(model, x, target):
         "x (N,C,H,W) in [0,1] -> delta, detached"
         delta, g = _step(model, x, target, uniform(x, eps), eps, alpha, partial(drop_small, q=q))
@@ -92,10 +94,12 @@ def multigrad(
     n:int=3,                      # random points
     agree:int|None=None           # signs that must agree; default all n
     ) -> Attack:
-    "MultiGrad: one signed step from zero where the gradient's sign agrees at n random points, visited one after another (zerograd.md 2.2)"
+    """MultiGrad: one signed step from zero where the gradient's sign agrees at n random points,
+    visited one after another (zerograd.md 2.2)"""
     def attack(model, x, target):
         "x (N,C,H,W) in [0,1] -> delta, detached; pixels without agreement stay clean"
-        return project((2*eps if alpha is None else alpha)*_agreed(model, x, target, [uniform(x, eps) for _ in range(n)], agree), x, eps)
+        return project((2*eps if alpha is None else alpha)*_agreed(
+            model, x, target, [uniform(x, eps) for _ in range(n)], agree), x, eps)
     return attack
 
 def _agreed(model, x, target, points, agree):
@@ -111,7 +115,8 @@ def multigrad_from_point(eps:float, alpha:float|None=None, n:int=3, agree:int|No
     return attack
 
 def multigrad_parallel(eps:float, alpha:float|None=None, n:int=3, agree:int|None=None) -> Attack:
-    "MultiGrad with its n points in one batch: with batch norm in train mode another algorithm, since statistics are of all n points together"
+    """MultiGrad with its n points in one batch: with batch norm in train mode another algorithm,
+    since statistics are of all n points together"""
     def attack(model, x, target):
         "x (N,C,H,W) in [0,1] -> delta, detached"
         many = x.repeat(n, 1, 1, 1)
@@ -127,7 +132,7 @@ def unanimous(s:Tensor, n:int, agree:int|None=None) -> Tensor:
 
 # %% ../nbs/30_zerograd.ipynb #116f5480
 def grad_alignment(eps:float) -> Callable:
-    "Probe (model, x, y) -> (N,): cosine of the input gradients at x and at x + U(-eps, eps); nan where a gradient is exactly zero"
+    "Probe (model, x, y) -> (N,): cosine of the input gradients at x and x + U(-eps, eps); nan where one is exactly 0"
     def probe(model, x, y):
         "x (N,C,H,W) in [0,1] -> (N,) in [-1,1]"
         a, b = (input_grad(model, x, y, d).flatten(1) for d in (torch.zeros_like(x), uniform(x, eps)))
@@ -136,13 +141,16 @@ def grad_alignment(eps:float) -> Callable:
 
 # %% ../nbs/30_zerograd.ipynb #f8748eca
 def sign_flips(model, x:Tensor, y:Tensor, eps:float, bins:int=10) -> Tensor:
-    "Share of the input-gradient elements (N,bins) whose sign differs at two random points of the eps-cube, by rank of |g| at the first; bin 0 holds the smallest"
+    """Share of the input-gradient elements (N,bins) whose sign differs at two random points of the eps-cube,
+    by rank of |g| at the first; bin 0 holds the smallest"""
     a, b = (input_grad(model, x, y, uniform(x, eps)).flatten(1) for _ in range(2))
     order = a.abs().argsort(1)
-    return torch.stack([part.float().mean(1) for part in (a.sign() != b.sign()).gather(1, order).tensor_split(bins, 1)], 1)
+    return torch.stack([part.float().mean(1)
+                        for part in (a.sign() != b.sign()).gather(1, order).tensor_split(bins, 1)], 1)
 
 def mask_overlap(model, x:Tensor, y:Tensor, eps:float, q:float=.35, n:int=3) -> Tensor:
-    "(N,3): share of the elements that MultiGrad leaves out; the same among those that ZeroGrad leaves out, at another random point; intersection over union of the two"
+    """(N,3): share of the elements that MultiGrad leaves out; the same among those that ZeroGrad leaves out,
+    at another random point; intersection over union of the two"""
     small = (drop_small(input_grad(model, x, y, uniform(x, eps)), q) == 0).flatten(1)
     torn = (unanimous(sum(input_grad(model, x, y, uniform(x, eps)).sign() for _ in range(n)), n) == 0).flatten(1)
     both = (small & torn).sum(1)
@@ -150,12 +158,15 @@ def mask_overlap(model, x:Tensor, y:Tensor, eps:float, q:float=.35, n:int=3) -> 
 
 # %% ../nbs/30_zerograd.ipynb #62facd5f
 def _recipe(data, attack, epochs, lr, aug='crop_flip(4)'):
-    return dict(data=data, objective=f'adv({attack})', model='preact_resnet18()', epochs=epochs, lr=lr, bs=128, wd=5e-4, aug=aug, precision='fp32')
+    return dict(data=data, objective=f'adv({attack})', model='preact_resnet18()', epochs=epochs, lr=lr, bs=128, wd=5e-4,
+                aug=aug, precision='fp32')
 
 RECIPES = dict(
     zerograd_cifar10=_recipe('cifar10', 'zerograd(8/255, 16/255, q=.35)', 30, 'triangle(.2, 30, 15)'),
     multigrad_cifar10=_recipe('cifar10', 'multigrad(8/255, 16/255, n=3)', 30, 'triangle(.2, 30, 15)'),
-    zerograd_cifar100=_recipe('cifar100', 'zerograd(8/255, 16/255, q=.45)', 30, 'triangle(.2, 30, 15)', "compose(crop_flip(4, 'constant'), rotate(15))"),
-    multigrad_cifar100=_recipe('cifar100', 'multigrad(8/255, 16/255, n=3)', 30, 'triangle(.2, 30, 15)', "compose(crop_flip(4, 'constant'), rotate(15))"),
+    zerograd_cifar100=_recipe('cifar100', 'zerograd(8/255, 16/255, q=.45)', 30, 'triangle(.2, 30, 15)',
+                              "compose(crop_flip(4, 'constant'), rotate(15))"),
+    multigrad_cifar100=_recipe('cifar100', 'multigrad(8/255, 16/255, n=3)', 30, 'triangle(.2, 30, 15)',
+                               "compose(crop_flip(4, 'constant'), rotate(15))"),
     zerograd_svhn=_recipe('svhn', 'zerograd(8/255, 16/255, q=.7)', 15, 'triangle(.01, 15, 6)', ''),
     multigrad_svhn=_recipe('svhn', 'multigrad(8/255, 16/255, n=3)', 15, 'triangle(.01, 15, 6)', ''))

@@ -27,7 +27,8 @@ def refused(overmem):
     def check(*args, code=2, says='', **env):
         r = overmem(*args, **env)
         assert r.returncode == code, r.stderr
-        lines = [l for l in r.stderr.strip().splitlines() if not l.startswith('[IPKernelApp]')]      # a dying kernel's own remark
+        # a dying kernel's own remark
+        lines = [l for l in r.stderr.strip().splitlines() if not l.startswith('[IPKernelApp]')]
         assert len(lines) == 1 and lines[0].startswith('overmem: '), r.stderr
         assert says in lines[0], lines[0]
         assert not list(overmem.home.glob('data/results/*/*'))

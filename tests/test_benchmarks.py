@@ -1,4 +1,5 @@
-"The two-phase protocol on small folders in the four publishers' formats: images and texts, frozen features and fine-tuned networks"
+"""The two-phase protocol on small folders in the four publishers' formats:
+images and texts, frozen features and fine-tuned networks"""
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,7 +31,8 @@ def picture(path, y, a):
 
 
 def waterbirds(root):
-    rows = [dict(img_id=k, img_filename=f'{k}.jpg', y=y, split=metadata.SPLITS[s], place=a, place_filename='') for k, (s, y, a) in enumerate(examples(2))]
+    rows = [dict(img_id=k, img_filename=f'{k}.jpg', y=y, split=metadata.SPLITS[s], place=a, place_filename='')
+            for k, (s, y, a) in enumerate(examples(2))]
     for r in rows: picture(root/'waterbird_complete95_forest2water2'/r['img_filename'], r['y'], r['place'])
     pd.DataFrame(rows).to_csv(root/'waterbird_complete95_forest2water2'/'metadata.csv', index=False)
 
@@ -38,21 +40,30 @@ def waterbirds(root):
 def celeba(root):
     rows = examples(2)
     for k, (_, y, a) in enumerate(rows): picture(root/'img_align_celeba'/f'{k:06}.jpg', y, a)
-    (root/'list_attr_celeba.txt').write_text(f'{len(rows)}\nBlond_Hair Male\n' + ''.join(f'{k:06}.jpg {2*y - 1} {2*a - 1}\n' for k, (_, y, a) in enumerate(rows)))
-    (root/'list_eval_partition.txt').write_text(''.join(f'{k:06}.jpg {metadata.SPLITS[s]}\n' for k, (s, _, _) in enumerate(rows)))
+    (root/'list_attr_celeba.txt').write_text(
+        f'{len(rows)}\nBlond_Hair Male\n'
+        + ''.join(f'{k:06}.jpg {2*y - 1} {2*a - 1}\n' for k, (_, y, a) in enumerate(rows)))
+    (root/'list_eval_partition.txt').write_text(
+        ''.join(f'{k:06}.jpg {metadata.SPLITS[s]}\n' for k, (s, _, _) in enumerate(rows)))
 
 
 def multinli(root):
     root.mkdir()
     rows = examples(3)
-    pd.DataFrame([dict(gold_label=y, sentence2_has_negation=a, split=metadata.SPLITS[s]) for s, y, a in rows]).to_csv(root/'metadata_random.csv')
-    said = [('yes cat', f"{('no', 'yes', 'maybe')[y]} {'not' if a else ''} dog", ('contradiction', 'entailment', 'neutral')[y]) for _, y, a in rows]
-    for name, part in dict(train=said[:40], dev_matched=said[40:56], dev_mismatched=said[56:]).items(): pd.DataFrame(part, columns=['sentence1', 'sentence2', 'gold_label']).to_csv(root/f'{name}.tsv', sep='\t', index=False)
+    pd.DataFrame([dict(gold_label=y, sentence2_has_negation=a, split=metadata.SPLITS[s])
+                  for s, y, a in rows]).to_csv(root/'metadata_random.csv')
+    said = [('yes cat', f"{('no', 'yes', 'maybe')[y]} {'not' if a else ''} dog",
+             ('contradiction', 'entailment', 'neutral')[y]) for _, y, a in rows]
+    for name, part in dict(train=said[:40], dev_matched=said[40:56], dev_mismatched=said[56:]).items():
+        pd.DataFrame(part, columns=['sentence1', 'sentence2', 'gold_label']).to_csv(
+            root/f'{name}.tsv', sep='\t', index=False)
 
 
 def civilcomments(root):
     root.mkdir()
-    rows = [dict(id=k, comment_text=('yes cat', 'no dog')[y], split=s, toxicity=.9*y) | {i: float(j == k % 8) for j, i in enumerate(metadata.IDENTITIES)} for k, (s, y, _) in enumerate(examples(2))]
+    rows = [dict(id=k, comment_text=('yes cat', 'no dog')[y], split=s, toxicity=.9*y)
+            | {i: float(j == k % 8) for j, i in enumerate(metadata.IDENTITIES)}
+            for k, (s, y, _) in enumerate(examples(2))]
     pd.DataFrame(rows).to_csv(root/'all_data_with_identities.csv', index=False)
 
 
@@ -67,13 +78,17 @@ def folders(tmp_path, monkeypatch):
     torch.manual_seed(0)
     torch.save(import_torchvision().models.resnet50().state_dict(), tmp_path/'data'/metadata.WEIGHTS)
     bert = tmp_path/'data'/'bert-base-uncased'
-    transformers.BertModel(transformers.BertConfig(vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)).save_pretrained(bert)
+    transformers.BertModel(transformers.BertConfig(
+        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32)).save_pretrained(bert)
     (bert/'vocab.txt').write_text('\n'.join(WORDS))
 
 
 def setting(kind, **given):
     text = kind in metadata.TEXTS
-    return SimpleNamespace(**dict(kind=kind, model=f'linear({32 if text else 2048})', steps=60, every=20, zero_head=True, combs=1, seeds=1) | (dict(family='text', opt='adamw', schedule='linear') if text else dict(family='images', opt='sgd')) | given)
+    return SimpleNamespace(
+        **dict(kind=kind, model=f'linear({32 if text else 2048})', steps=60, every=20, zero_head=True, combs=1, seeds=1)
+        | (dict(family='text', opt='adamw', schedule='linear') if text else dict(family='images', opt='sgd')) | given)
 
 
 @pytest.mark.parametrize('kind', metadata.READERS)
@@ -96,7 +111,7 @@ def test_bert_is_fine_tuned_on_tokens(folders):
 
 
 def test_celeba_finds_groups_on_features_and_learns_on_images(folders, monkeypatch):
-    "Phase 1 and phase 2 have settings of their own; what untrained features tell about environments does not matter here"
+    "Both phases have settings of their own; what untrained features tell about environments does not matter here"
     monkeypatch.setattr(sweeps, 'useless', lambda found, b: False)
     s = setting('celeba', model='cnn(4)', size=16, family='own', opt='adam', phase1=setting('celeba'))
     done = protocol(s, {'ERM': ('ERM', 'class'), 'MAT': ('MAT', 'class')}, ('true',))

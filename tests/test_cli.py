@@ -18,7 +18,8 @@ TINY = ('--data', 'digits', '--model', 'cnn(4)', '--epochs', '3', '--n', '256', 
 
 
 def test_help_imports_no_torch():
-    code = "import sys; from click.testing import CliRunner; from overmem.cli import cli; assert CliRunner().invoke(cli, ['--help']).exit_code == 0; assert 'torch' not in sys.modules"
+    code = ("import sys; from click.testing import CliRunner; from overmem.cli import cli; "
+            "assert CliRunner().invoke(cli, ['--help']).exit_code == 0; assert 'torch' not in sys.modules")
     subprocess.run([OVERMEM.parent/'python', '-c', code], check=True)
 
 
@@ -29,7 +30,8 @@ def test_list_and_report(overmem):
     results = overmem.home/'data'/'results'
     board = (results/'SCOREBOARD.md').read_text()
     assert r.returncode == 0 and all(f'| {n} | not run |' in board for n in NAMES) and (results/'summary.svg').exists()
-    assert 'BAT            13 claims: 13 not judged yet' in r.stdout and r.stdout.splitlines()[-2:] == [str(results/'SCOREBOARD.md'), str(results/'summary.png')]
+    assert ('BAT            13 claims: 13 not judged yet' in r.stdout
+            and r.stdout.splitlines()[-2:] == [str(results/'SCOREBOARD.md'), str(results/'summary.png')])
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -38,13 +40,17 @@ def test_experiment_at_smoke(overmem, name):
     r = overmem('run', name, '--budget', 'smoke', OVERMEM_PROGRESS='lines')
     assert r.returncode == 0, r.stderr
     out = overmem.home/'data'/'results'/name/'smoke'
-    assert {p.name for p in out.iterdir()} == {'table.csv', 'figure.svg', 'figure.png', 'verdict.json', 'run.json', 'notebook.ipynb'}
+    assert {p.name for p in out.iterdir()} == {'table.csv', 'figure.svg', 'figure.png', 'verdict.json', 'run.json',
+                                               'notebook.ipynb'}
     about, verdicts = json.loads((out/'run.json').read_text()), json.loads((out/'verdict.json').read_text())
     assert about['budget'] == 'smoke' and about['wall_seconds'] > 0 and about['images_trained'] > 0
     assert {v['verdict'] for v in verdicts} <= {'not testable at this budget'}
-    assert str(overmem.home) not in (out/'notebook.ipynb').read_text() and str(ROOT) not in (out/'notebook.ipynb').read_text()
+    assert (str(overmem.home) not in (out/'notebook.ipynb').read_text()
+            and str(ROOT) not in (out/'notebook.ipynb').read_text())
     assert sum(p.stat().st_size for p in out.iterdir()) < 1_000_000
-    assert overmem('report').returncode == 0 and f'[{name}]({name}/smoke/notebook.ipynb) | [smoke](' in (overmem.home/'data'/'results'/'SCOREBOARD.md').read_text()
+    assert (overmem('report').returncode == 0
+            and f'[{name}]({name}/smoke/notebook.ipynb) | [smoke]('
+                in (overmem.home/'data'/'results'/'SCOREBOARD.md').read_text())
 
 
 def test_two_at_a_time_and_a_pattern(overmem):
@@ -170,7 +176,8 @@ def test_failing_notebook_keeps_earlier_results(overmem, tmp_path):
     old.write_text('[]')
     os.environ['OVERMEM_HOME'] = str(tmp_path)
     try:
-        with pytest.raises(RunFailed, match='boom.*earlier results are untouched'): execute('bad', bad, dict(budget='smoke', epochs=2))
+        with pytest.raises(RunFailed, match='boom.*earlier results are untouched'):
+            execute('bad', bad, dict(budget='smoke', epochs=2))
     finally: del os.environ['OVERMEM_HOME']
     assert old.read_text() == '[]'
     assert list((tmp_path/'data'/'runs'/'notebooks').glob('bad-smoke-*.ipynb'))
@@ -187,12 +194,14 @@ def test_train_then_eval(overmem):
     assert e.returncode == 0, e.stderr
     acc = json.loads(open(ckpt.replace('.safetensors', '.eval.json')).read())['accuracy']
     assert set(acc) == {'clean', 'fgsm', 'cw'} and acc['fgsm'] <= acc['clean']
-    for says, *wrong in (('no evaluation attack', '--attack', 'autoattack'), ('cannot be computed', '--eps', '1/0'), ('no checkpoint', 'missing.safetensors')):
+    for says, *wrong in (('no evaluation attack', '--attack', 'autoattack'), ('cannot be computed', '--eps', '1/0'),
+                         ('no checkpoint', 'missing.safetensors')):
         r = overmem('eval', ckpt, *wrong)
         assert r.returncode == 2 and says in r.stderr and len(r.stderr.strip().splitlines()) == 1, r.stderr
     two = overmem('eval', ckpt, ckpt, '--attack', 'fgsm', '--eps', '.1', '--n', '50', '--csv', overmem.home/'table.csv')
     rows = list(csv.DictReader(open(overmem.home/'table.csv')))
-    assert two.returncode == 0 and len(rows) == 2 and float(rows[0]['fgsm']) == round(acc['fgsm'], 5) and rows[0]['seed'] == '0', two.stderr
+    assert (two.returncode == 0 and len(rows) == 2 and float(rows[0]['fgsm']) == round(acc['fgsm'], 5)
+            and rows[0]['seed'] == '0'), two.stderr
 
 
 def test_a_run_of_ones_own_has_its_own_folder(overmem):
@@ -200,7 +209,8 @@ def test_a_run_of_ones_own_has_its_own_folder(overmem):
     assert overmem('run', 'mat_fig1', '-p', 'epochs=20').returncode == 0
     results = overmem.home/'data'/'results'/'mat_fig1'
     assert [d.name for d in results.iterdir()] == ['custom']
-    assert {v['verdict'] for v in json.loads((results/'custom'/'verdict.json').read_text())} == {'not testable at this budget'}
+    assert ({v['verdict'] for v in json.loads((results/'custom'/'verdict.json').read_text())}
+            == {'not testable at this budget'})
     assert (results/'custom'/'notebook.ipynb').exists()
 
 
@@ -212,7 +222,8 @@ def test_a_strangers_checkpoint_calls_only_makers(overmem, refused, tmp_path):
     save_checkpoint(tmp_path/'x.safetensors', torch.nn.Linear(1, 1), epoch=1, config=config)
     refused('eval', tmp_path/'x.safetensors', says="nothing exported is called 'save_checkpoint'")
     assert not victim.exists()
-    save_checkpoint(tmp_path/'y.safetensors', torch.nn.Linear(1, 1), epoch=1, config=config | dict(model='cnn(4)', future=1))
+    save_checkpoint(tmp_path/'y.safetensors', torch.nn.Linear(1, 1), epoch=1,
+                    config=config | dict(model='cnn(4)', future=1))
     refused('eval', tmp_path/'y.safetensors', says='another version')
 
 
@@ -227,15 +238,18 @@ def test_nan_loss(refused): refused('train', 'adv', *TINY, '--lr', 'constant(1e1
 
 def left_behind(run):
     "Everything a run leaves that does not depend on the clock: metrics, histories, and all tensors of its checkpoint"
-    rows = [{k: v for k, v in json.loads(l).items() if k != 'seconds'} for l in (run/'metrics.jsonl').read_text().splitlines()]
+    rows = [{k: v for k, v in json.loads(l).items() if k != 'seconds'}
+            for l in (run/'metrics.jsonl').read_text().splitlines()]
     with safe_open(run/'last.safetensors', 'np') as f: tensors = {k: f.get_tensor(k).tobytes() for k in f.keys()}
     return rows, {n: (run/n).read_bytes() for n in ('losses.npy', 'right.npy')}, tensors
 
 
 @pytest.mark.parametrize('objective', ['adv(rs_fgsm(.1, .125))', 'dom_re(adv(rs_fgsm(.1, .125)), 2., 10)'])
 def test_killed_at_random_moments(overmem, objective):
-    "kill -9 at three random moments, most of them in the middle of an epoch; the same command goes on, and leaves bit for bit what an undisturbed run leaves"
-    args = ('train', objective, *TINY, '--precision', 'fp32', '--epochs', '40', '--bs', '16', '--history', '--save-every', '0.0005', '--name', 'killed')
+    """kill -9 at three random moments, most of them in the middle of an epoch;
+    the same command goes on, and leaves bit for bit what an undisturbed run leaves"""
+    args = ('train', objective, *TINY, '--precision', 'fp32', '--epochs', '40', '--bs', '16', '--history',
+            '--save-every', '0.0005', '--name', 'killed')
     env = os.environ | dict(OVERMEM_HOME=str(overmem.home), OVERMEM_DATA=str(overmem.home))
     run, saved = None, []
     for _ in range(3):
@@ -259,7 +273,7 @@ def test_killed_at_random_moments(overmem, objective):
 
 
 def test_altered_checkpoint_of_an_unfinished_run(overmem, refused):
-    "A run whose checkpoint was cut short, altered by a bit, or comes from another configuration is refused by name; nothing is lost"
+    "A checkpoint cut short, altered by a bit, or of another configuration is refused by name; nothing is lost"
     train = lambda *a: overmem('train', 'adv', *TINY, '--name', 'x', *a)
     assert train().returncode == 0 and train('--seed', '1').returncode == 0
     one, two = sorted((overmem.home/'data'/'runs').glob('x-*'))
@@ -281,7 +295,8 @@ def test_bench(overmem):
     assert r.returncode == 0, r.stderr
     path = Path(r.stdout.split()[-1])
     rows = list(csv.DictReader(path.open()))
-    assert [x['step'] for x in rows] == ['rs_fgsm', 'zerograd'] and all(float(x['ratio']) > 0 and x['device'] for x in rows)
+    assert ([x['step'] for x in rows] == ['rs_fgsm', 'zerograd']
+            and all(float(x['ratio']) > 0 and x['device'] for x in rows))
     r = overmem('bench', '--agreement', '--jobs', '2')
     assert r.returncode == 0 and 'trades_pgd2  pgd10' in r.stdout, r.stderr
 
@@ -289,17 +304,22 @@ def test_bench(overmem):
 @pytest.mark.parametrize('jobs', (1, 2))
 def test_autoattack_killed_and_resumed(overmem, jobs):
     "kill -9 in the middle of AutoAttack; the same command goes on, and leaves what an undisturbed evaluation leaves"
-    assert overmem('train', 'pgd', '-p', 'alpha=.05', '-p', 'steps=3', *TINY, '--epochs', '12', '--name', 'aa').returncode == 0
+    assert overmem('train', 'pgd', '-p', 'alpha=.05', '-p', 'steps=3', *TINY,
+                   '--epochs', '12', '--name', 'aa').returncode == 0
     run, = (overmem.home/'data'/'runs').glob('aa-*')
     args = ('eval', run/'last.safetensors', '--attack', 'pgd10,aa', '--n', '60', '--eps', '.1', '--jobs', jobs)
     env = os.environ | dict(OVERMEM_HOME=str(overmem.home), OVERMEM_DATA=str(overmem.home))
     p = subprocess.Popen([OVERMEM, *map(str, args)], env=env, stdout=subprocess.DEVNULL)
     def begun(f):
         with np.load(f) as saved: return saved['at'].any()
-    while not any(begun(f) for f in run.glob('last.aa-*.npz')): assert p.poll() is None; time.sleep(.02)      # a batch is done
+    while not any(begun(f) for f in run.glob('last.aa-*.npz')):  # until a batch is done
+        assert p.poll() is None
+        time.sleep(.02)
     p.send_signal(signal.SIGKILL)
     p.wait()
-    assert not (run/'last.eval.json').exists() and {f.stem.partition('0.10000')[2] for f in run.glob('last.aa-*.npz')} <= ({''} if jobs == 1 else {'-1of2', '-2of2'})
+    assert (not (run/'last.eval.json').exists()
+            and {f.stem.partition('0.10000')[2] for f in run.glob('last.aa-*.npz')}
+                <= ({''} if jobs == 1 else {'-1of2', '-2of2'}))
     results = lambda: {k: v.tolist() for k, v in np.load(run/'last.eval.npz').items()}
     r = overmem(*args)
     assert r.returncode == 0 and 'apgd_t' in r.stdout, r.stderr
@@ -307,17 +327,20 @@ def test_autoattack_killed_and_resumed(overmem, jobs):
     for f in run.glob('last.aa-*.npz'): f.unlink()
     assert overmem(*args).returncode == 0
     assert results() == resumed and sum(resumed['aa']) <= sum(resumed['pgd10'])
-    assert {b for b, ok in zip(resumed['aa_by'], resumed['aa']) if ok} <= {-1} and json.loads((run/'last.eval.json').read_text())['attacks']['aa'].startswith('autoattack')
+    assert ({b for b, ok in zip(resumed['aa_by'], resumed['aa']) if ok} <= {-1}
+            and json.loads((run/'last.eval.json').read_text())['attacks']['aa'].startswith('autoattack'))
 
 
-MEM = ('mem', '--dataset', 'digits', '--model', 'mlp(64, (64,))', '--models', '30', '--epochs', '10', '--lr', 'constant(.1)', '--bs', '32')
+MEM = ('mem', '--dataset', 'digits', '--model', 'mlp(64, (64,))', '--models', '30',
+       '--epochs', '10', '--lr', 'constant(.1)', '--bs', '32')
 
 
 def test_a_shard_killed_and_started_again(overmem):
-    "kill -9 to one of two shards; started again it trains only what is missing, and the scores are those of one process"
+    "kill -9 to one of two shards; started again it trains only what is missing; the scores are those of one process"
     folders = lambda: [*(overmem.home/'data'/'runs').glob('mem-digits-*')]
     rows = lambda: {f.name: f.stat().st_mtime_ns for d in folders() for f in d.glob('row-*.npz')}
-    p = subprocess.Popen([OVERMEM, *MEM, '--rank', '0', '--world', '2'], env=os.environ | dict(OVERMEM_HOME=str(overmem.home), OVERMEM_DATA=str(overmem.home)))
+    p = subprocess.Popen([OVERMEM, *MEM, '--rank', '0', '--world', '2'],
+                         env=os.environ | dict(OVERMEM_HOME=str(overmem.home), OVERMEM_DATA=str(overmem.home)))
     while len(rows()) < 3 and p.poll() is None: time.sleep(.01)
     p.send_signal(signal.SIGKILL)
     p.wait()
@@ -329,7 +352,9 @@ def test_a_shard_killed_and_started_again(overmem):
     assert r.returncode == 0 and 'reliability' in r.stdout, r.stderr
     assert len(rows()) == 30 and all(rows()[n] == t for n, t in first.items())
     found = Path(r.stdout.strip().splitlines()[-1])
-    assert {f.name for f in found.iterdir()} >= {'scores.npz', 'summary.json', 'most_memorized.csv', 'most_memorized.png', 'pairs.csv', 'high_infl_pairs_infl0.15_mem0.25.npz'}
+    assert {f.name for f in found.iterdir()} >= {
+        'scores.npz', 'summary.json', 'most_memorized.csv', 'most_memorized.png', 'pairs.csv',
+        'high_infl_pairs_infl0.15_mem0.25.npz'}
     again = overmem(*MEM, '--force', '--jobs', '2', '--out', overmem.home/'again')
     assert again.returncode == 0, again.stderr
     a, b = np.load(found/'scores.npz'), np.load(overmem.home/'again'/'scores.npz')
@@ -354,13 +379,14 @@ class Net(nn.Sequential):
 def network(): return Net()
 """)
     args = ('mem', '--dataset', 'mine:load', '--models', '20', '--epochs', '3')
-    for more in (('--model', 'mine:network'), ('--model', 'mine:network', '--jobs', '2', '--force'), ('--model', 'mine:Net'), ('--engine', 'nearest')):
+    for more in (('--model', 'mine:network'), ('--model', 'mine:network', '--jobs', '2', '--force'),
+                 ('--model', 'mine:Net'), ('--engine', 'nearest')):
         r = overmem(*args, *more)
         assert r.returncode == 0 and '20 models, each on 70% of 40 images' in r.stdout, r.stderr
     folders = lambda: {d.name for d in (overmem.home/'data'/'runs').glob('mem-mine-load-*')}
     before, text = folders(), (overmem.home/'mine.py').read_text()
-    (overmem.home/'mine.py').write_text(text.replace('nn.Linear(16, 2)', 'nn.Linear(16, 3)'))
-    assert overmem(*args, '--model', 'mine:network').returncode == 0 and len(folders() - before) == 1      # another network, other models
+    (overmem.home/'mine.py').write_text(text.replace('nn.Linear(16, 2)', 'nn.Linear(16, 3)'))  # another network,
+    assert overmem(*args, '--model', 'mine:network').returncode == 0 and len(folders() - before) == 1  # other models
 
 
 def test_scores_overwrite_nothing(overmem, refused):
@@ -375,8 +401,10 @@ def test_scores_overwrite_nothing(overmem, refused):
 
 def test_benign_training_reads_scores(overmem, refused):
     "The file of `overmem mem` is what `bat` asks for; scores of other images are refused"
-    assert overmem('mem', '--dataset', 'digits', '--n', '150', '--classes', '3,8', '--engine', 'nearest', '--models', '20', '--out', 'found').returncode == 0
-    args = ('train', "bat(in_eval(pgd(.1, .05, 2)), 'found/scores.npz')", '--data', 'digits', '--model', 'cnn(4)', '--epochs', '1', '--attack', 'fgsm')
+    assert overmem('mem', '--dataset', 'digits', '--n', '150', '--classes', '3,8', '--engine', 'nearest',
+                   '--models', '20', '--out', 'found').returncode == 0
+    args = ('train', "bat(in_eval(pgd(.1, .05, 2)), 'found/scores.npz')", '--data', 'digits', '--model', 'cnn(4)',
+            '--epochs', '1', '--attack', 'fgsm')
     r = overmem(*args, '--n', '150', '--classes', '3,8')
     assert r.returncode == 0 and 'last.safetensors' in r.stdout, r.stderr
     refused(*args, '--n', '99', '--classes', '3,8', says='knows 150 training images')
@@ -385,7 +413,8 @@ def test_benign_training_reads_scores(overmem, refused):
 
 
 def test_groups_of_ones_own_images(overmem, refused):
-    "A table and a folder of images: environments, who learns best with them, pictures; what is wrong with a table in one line"
+    """A table and a folder of images: environments, who learns best with them, pictures;
+    what is wrong with a table in one line"""
     import numpy as np
     from PIL import Image
     rng, rows, images = np.random.default_rng(0), [], overmem.home/'images'
@@ -394,20 +423,25 @@ def test_groups_of_ones_own_images(overmem, refused):
         core, split = k % 2, ('train', 'val', 'test')[k//2 % 3]
         y = core ^ int(rng.random() < .25)                               # labels are noisy, or nobody would be wrong
         a = y ^ int(rng.random() < .15)
-        Image.fromarray((rng.random((12, 10, 3))*40 + 120*np.array([core/2, a, 0])).astype(np.uint8)).save(images/f'{k}.png')
+        Image.fromarray((rng.random((12, 10, 3))*40
+                         + 120*np.array([core/2, a, 0])).astype(np.uint8)).save(images/f'{k}.png')
         rows.append(f'{k}.png,{split},{y},{a}')
     def table(text): (overmem.home/'my.csv').write_text(text)
     table('filename,split,y,a\n' + '\n'.join(rows))
-    args = ('groups', '--metadata', 'my.csv', '--root', 'images', '--size', '8', '--model', 'cnn(8)', '--combs', '2', '--steps', '300')
+    args = ('groups', '--metadata', 'my.csv', '--root', 'images', '--size', '8', '--model', 'cnn(8)', '--combs', '2',
+            '--steps', '300')
     r = overmem(*args)
-    assert r.returncode == 0 and 'GroupDRO, annotated groups' in r.stdout and 'environment 1 holds' in r.stdout, r.stdout + r.stderr
+    assert (r.returncode == 0 and 'GroupDRO, annotated groups' in r.stdout
+            and 'environment 1 holds' in r.stdout), r.stdout + r.stderr
     out = overmem.home/'data'/'runs'/'groups-my'
-    assert len((out/'environments.csv').read_text().splitlines()) == 301 and (out/'environments.png').stat().st_size > 1000
+    assert (len((out/'environments.csv').read_text().splitlines()) == 301
+            and (out/'environments.png').stat().st_size > 1000)
     refused('groups', '--metadata', 'my.csv', '--root', 'nowhere', says='nowhere is no folder')
     refused(*args, '--combs', '0', says='combs=0: at least 1')
     table('filename,split,y\n' + '\n'.join(','.join(v.split(',')[:3]) for v in rows))
     r = overmem(*args, '--out', 'found')
-    assert r.returncode == 0 and 'annotated groups' not in r.stdout and 'no attribute is annotated' in r.stdout and (overmem.home/'found'/'results.csv').exists(), r.stdout + r.stderr
+    assert (r.returncode == 0 and 'annotated groups' not in r.stdout and 'no attribute is annotated' in r.stdout
+            and (overmem.home/'found'/'results.csv').exists()), r.stdout + r.stderr
     table('file,split,y\n1.png,0,0\n')
     refused(*args, says="no column 'filename'")
     table('filename,split,y,a\n' + '\n'.join(rows) + '\nnone.png,test,0,0')
@@ -423,10 +457,13 @@ def test_board(overmem, refused):
     r = overmem('board', 'tiny-*', '--logdir', 'log')
     assert r.returncode == 0 and '3 epochs of 1 runs' in r.stdout and 'tensorboard --logdir log' in r.stdout, r.stderr
     run, = (overmem.home/'data'/'runs').glob('tiny-*')
-    rows, events = [json.loads(l) for l in (run/'metrics.jsonl').read_text().splitlines()], EventAccumulator(str(overmem.home/'log'/run.name))
+    rows, events = ([json.loads(l) for l in (run/'metrics.jsonl').read_text().splitlines()],
+                    EventAccumulator(str(overmem.home/'log'/run.name)))
     events.Reload()
     assert set(events.Tags()['scalars']) == {*rows[0]} - {'epoch'}
-    for k in events.Tags()['scalars']: assert [(e.step, np.float32(e.value)) for e in events.Scalars(k)] == [(r['epoch'], np.float32(r[k])) for r in rows], k
+    for k in events.Tags()['scalars']:
+        assert ([(e.step, np.float32(e.value)) for e in events.Scalars(k)]
+                == [(r['epoch'], np.float32(r[k])) for r in rows]), k
 
 
 def test_doctor(overmem):

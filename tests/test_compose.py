@@ -10,13 +10,19 @@ from overmem.models import preact_resnet
 from overmem.objectives import adv, gairat, mart, trades
 
 EPS = 8/255
-INNER = dict(natural=adv(), rs_fgsm=adv(rs_fgsm(EPS, 1.25*EPS)), trades=trades(to_clean(pgd(EPS, EPS/2, 2, loss=kl_to, start=near))), mart=mart(pgd(EPS, EPS/2, 2)), gairat=gairat(EPS, EPS/2, 2, begin=0), bat=bat(pgd(EPS, EPS/2, 2), torch.linspace(0, .5, 32)))
-DOM = dict(dom_re=lambda o: dom_re(o, 2.3, 0), adaptive=lambda o: dom_re(o, lowest(.4), 0), own=lambda o: dom_re_own(o, lowest(.4), 0), random=lambda o: remove_random(o, 2.3, 0), group=lambda o: remove_group(o, 2.3, 0, 'original'), known=lambda o: remove_known(o, 2.3, 0, 32),
-           dom_da=lambda o: dom_da(o, 2.3, 0, lambda x: x.flip(-1), iters=1), masked=lambda o: dom_da_masked(o, 2.3, 0, lambda x: x.flip(-1), iters=1))
+INNER = dict(natural=adv(), rs_fgsm=adv(rs_fgsm(EPS, 1.25*EPS)),
+             trades=trades(to_clean(pgd(EPS, EPS/2, 2, loss=kl_to, start=near))), mart=mart(pgd(EPS, EPS/2, 2)),
+             gairat=gairat(EPS, EPS/2, 2, begin=0), bat=bat(pgd(EPS, EPS/2, 2), torch.linspace(0, .5, 32)))
+DOM = dict(dom_re=lambda o: dom_re(o, 2.3, 0), adaptive=lambda o: dom_re(o, lowest(.4), 0),
+           own=lambda o: dom_re_own(o, lowest(.4), 0), random=lambda o: remove_random(o, 2.3, 0),
+           group=lambda o: remove_group(o, 2.3, 0, 'original'), known=lambda o: remove_known(o, 2.3, 0, 32),
+           dom_da=lambda o: dom_da(o, 2.3, 0, lambda x: x.flip(-1), iters=1),
+           masked=lambda o: dom_da_masked(o, 2.3, 0, lambda x: x.flip(-1), iters=1))
 
 
 def batch(n=32):
-    with seeded(0): return Batch(torch.arange(n), torch.rand(n, 3, 8, 8), torch.randint(10, (n,)), torch.randint(2, (n,)))
+    with seeded(0):
+        return Batch(torch.arange(n), torch.rand(n, 3, 8, 8), torch.randint(10, (n,)), torch.randint(2, (n,)))
 
 
 def network():
@@ -34,7 +40,7 @@ def test_dom_around_an_objective(dom, inner):
     if dom in ('dom_re', 'adaptive', 'own', 'random', 'group', 'known'):
         assert 0 < (s.w == 0).sum() < len(b.y)
         if plain.w is None: assert set(s.w.tolist()) == {0., 1.}
-        else: assert s.w.max() > 1                                       # the weights of GAIRAT or BAT are still in there
+        else: assert s.w.max() > 1  # the weights of GAIRAT or BAT are still in there
     else:
         x = s.x.detach()
         moved = (x - b.x).abs().flatten(1).max(1).values > EPS + 1e-5

@@ -1,4 +1,5 @@
-"Workers die, the disk fills, a file is corrupted, data go away: the end is a complete, correct table, or a line that names what is wrong; never a wrong number"
+"""Workers die, the disk fills, a file is corrupted, data go away: the end is a complete, correct table,
+or a line that names what is wrong; never a wrong number"""
 import contextlib
 import hashlib
 import json
@@ -30,13 +31,16 @@ NAME = 'zg_curves'
 
 
 def command(home, *args, wait=True, **env):
-    p = subprocess.Popen([OVERMEM, *map(str, args)], env=os.environ | dict(OVERMEM_HOME=str(home), OVERMEM_DATA=str(home/'data'), OMP_NUM_THREADS='1') | env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=home)
+    p = subprocess.Popen(
+        [OVERMEM, *map(str, args)],
+        env=os.environ | dict(OVERMEM_HOME=str(home), OVERMEM_DATA=str(home/'data'), OMP_NUM_THREADS='1') | env,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=home)
     if wait: p.said = said(p)
     return p
 
 
 def said(p):
-    "The lines that overmem says in the end, and tracebacks; a kernel and its interpreter may add remarks on their own death"
+    "What overmem says in the end, and tracebacks; a kernel and its interpreter may add remarks on their own death"
     return [l for l in p.communicate(timeout=300)[1].splitlines() if l.startswith(('overmem: ', 'Traceback'))]
 
 
@@ -60,7 +64,8 @@ def workers(pid):
 
 
 def test_killed_at_random(undisturbed, tmp_path):
-    "kill -9 to a worker, or to the notebook's kernel, four times; the same command ends with the table of an undisturbed run"
+    """kill -9 to a worker, or to the notebook's kernel, four times;
+    the same command ends with the table of an undisturbed run"""
     rng, killed = random.Random(0), 0
     for round in range(4):
         p = command(tmp_path, *SWEEP, '--jobs', '2', wait=False)
@@ -81,7 +86,9 @@ def small_disk(tmp_path):
     "A folder on a disk of its own, small_disk(size) makes it smaller or larger"
     d = tmp_path/'disk'
     d.mkdir()
-    if os.getuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16k', 'overmem-test', d], capture_output=True).returncode: pytest.skip('a file system cannot be mounted here')
+    if os.getuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16k', 'overmem-test', d],
+                                     capture_output=True).returncode:
+        pytest.skip('a file system cannot be mounted here')
     def resize(size): subprocess.run(['mount', '-o', f'remount,size={size}', d], check=True)
     resize.home = d
     yield resize
@@ -89,11 +96,13 @@ def small_disk(tmp_path):
 
 
 def test_full_disk(undisturbed, small_disk):
-    "A disk that is full at the start, in the first runs, in later ones: one line each time, nothing half-written; with room again, the table"
+    """A disk that is full at the start, in the first runs, in later ones: one line each time, nothing half-written;
+    with room again, the table"""
     for size in ('16k', '300k', '1500k'):
         small_disk(size)
         p = command(small_disk.home, *SWEEP, '--jobs', '2')
-        assert p.returncode == 1 and len(p.said) == 1 and 'No space left on device' in p.said[0] and str(small_disk.home) in p.said[0], p.said
+        assert (p.returncode == 1 and len(p.said) == 1 and 'No space left on device' in p.said[0]
+                and str(small_disk.home) in p.said[0]), p.said
         assert not list(small_disk.home.glob('data/results/*/*')) and not temporary(small_disk.home)
     small_disk('40m')
     assert command(small_disk.home, *SWEEP, '--jobs', '2').said == []
@@ -101,8 +110,10 @@ def test_full_disk(undisturbed, small_disk):
 
 
 def test_full_disk_and_histories(small_disk):
-    "Losses of each image are written page by page into a file whose room is taken at the start: a training is not ended by a signal later"
-    args = ('train', 'adv', '--data', 'digits', '--model', 'cnn(4)', '--epochs', '200', '--every', '200', '--n', '1000', '--n-test', '10', '--history')
+    """Losses of each image are written page by page into a file whose room is taken at the start:
+    a training is not ended by a signal later"""
+    args = ('train', 'adv', '--data', 'digits', '--model', 'cnn(4)', '--epochs', '200', '--every', '200', '--n', '1000',
+            '--n-test', '10', '--history')
     small_disk('500k')
     p = command(small_disk.home, *args)
     assert p.returncode == 1 and len(p.said) == 1 and 'No space left on device' in p.said[0], p.said
@@ -118,9 +129,11 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-TINY = Training('tiny', 'digits', 'adv(rs_fgsm(.1, .125))', 'cnn(4)', 'triangle(.1, 4)', epochs=4, n=256, n_test=100, attacks=dict(pgd='pgd(.1, .05, 2)'), precision='fp32', history=True, watch=dict(clean=''), best='pgd')
+TINY = Training('tiny', 'digits', 'adv(rs_fgsm(.1, .125))', 'cnn(4)', 'triangle(.1, 4)', epochs=4, n=256, n_test=100,
+                attacks=dict(pgd='pgd(.1, .05, 2)'), precision='fp32', history=True, watch=dict(clean=''), best='pgd')
 ROWS = [TINY, replace(TINY, seed=1)]
-FILES = ('metrics.jsonl', 'losses.npy', 'right.npy', 'clean-train.npy', 'clean-test-right.npy', 'DONE', 'config.json', 'last.safetensors', 'best.safetensors')
+FILES = ('metrics.jsonl', 'losses.npy', 'right.npy', 'clean-train.npy', 'clean-test-right.npy', 'DONE', 'config.json',
+         'last.safetensors', 'best.safetensors')
 
 
 def flipped(data, at, bit=0): return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1:]
@@ -141,11 +154,13 @@ def found(rows=ROWS):
 
 
 def same(a, b):
-    return a[0].equals(b[0]) and all(np.array_equal(x[f], y[f], equal_nan=x[f].dtype.kind == 'f') for x, y in zip(a[1], b[1]) for f in x)
+    return a[0].equals(b[0]) and all(np.array_equal(x[f], y[f], equal_nan=x[f].dtype.kind == 'f')
+                                     for x, y in zip(a[1], b[1]) for f in x)
 
 
 def test_a_finished_run_is_corrupted(home):
-    "Every file of it, gone, cut, or with a bit turned: named and refused, or of no consequence; without its folder it is done again"
+    """Every file of it, gone, cut, or with a bit turned: named and refused, or of no consequence;
+    without its folder it is done again"""
     whole, rng = found(), random.Random(0)
     d = run_dir(resolved(TINY), train_code(TINY))
     for name in FILES:
@@ -193,13 +208,14 @@ def test_an_unfinished_run_is_corrupted(home, name):
     with pytest.raises(Killed): train_run(TINY, bar=Bar(), minutes=0)
     assert not (d/'DONE').exists() and read_checkpoint(d/'last.safetensors')[1]['epoch'] == 1
     data, rng = (d/name).read_bytes(), random.Random(2)
-    start = data.index(b'"epoch"') if name == 'metrics.jsonl' else 128               # of the header, in which not every bit counts
+    start = data.index(b'"epoch"') if name == 'metrics.jsonl' else 128  # of the header, in which not every bit counts
     for _ in range(20):
         (d/name).write_bytes(flipped(data, rng.randrange(start, start + 200), rng.randrange(8)))
         with pytest.raises(RunFailed, match=f'{name} is damaged'): run_all([TINY])
     (d/name).write_bytes(data)
     again = found([TINY])
-    assert again[0].drop(columns='seconds').equals(whole[0].drop(columns='seconds')) and same((whole[0], again[1]), whole)
+    assert (again[0].drop(columns='seconds').equals(whole[0].drop(columns='seconds'))
+            and same((whole[0], again[1]), whole))
 
 
 def some(c): return dict(x=np.arange(c['n'])/7, ok=np.arange(c['n']) % 3 == 0)
@@ -211,7 +227,9 @@ def test_computed_arrays_are_corrupted(home):
     data, refused = file.read_bytes(), 0
     for bad in damages(data, 300, rng):
         file.write_bytes(bad)
-        try: assert {k: v.tolist() for k, v in compute(config, some, ['core']).items()} == {k: v.tolist() for k, v in whole.items()}
+        try:
+            assert ({k: v.tolist() for k, v in compute(config, some, ['core']).items()}
+                    == {k: v.tolist() for k, v in whole.items()})
         except RunFailed as e:
             refused += 1
             assert str(file) in str(e)
@@ -221,7 +239,8 @@ def test_computed_arrays_are_corrupted(home):
 def test_a_row_of_a_study_is_corrupted(home):
     "Refused by name, or read as it was written"
     rng, mask, about = random.Random(4), np.arange(100) % 3 > 0, dict(data='0123', engine='networks')
-    told = Outcomes(np.arange(100, dtype=np.int8) % 2, np.ones(9, np.int8), np.linspace(0, 1, 100, dtype=np.float16), np.zeros(9, np.float16))
+    told = Outcomes(np.arange(100, dtype=np.int8) % 2, np.ones(9, np.int8), np.linspace(0, 1, 100, dtype=np.float16),
+                    np.zeros(9, np.float16))
     file, refused = home/'row-00000.npz', 0
     write_row(file, about, mask, told)
     data = file.read_bytes()
@@ -238,7 +257,7 @@ def test_results_are_cut(undisturbed, tmp_path):
     "The scoreboard names the folder; the same command writes it anew, from runs that are finished"
     shutil.copytree(undisturbed/'data', tmp_path/'data')
     folder = tmp_path/'data'/'results'/NAME/'smoke'
-    shutil.move(folder.parent/'custom', folder)                          # as that of a budget, or the scoreboard would not look at it
+    shutil.move(folder.parent/'custom', folder)  # as that of a budget, or the scoreboard would not look at it
     for name in ('run.json', 'verdict.json'):
         data = (folder/name).read_bytes()
         (folder/name).write_bytes(data[:-40])
@@ -260,29 +279,34 @@ d.SOURCES['mnist'] = d.SOURCES['mnist']._replace(files={files})
 
 @pytest.fixture
 def small_set(tmp_path):
-    "Digits in the files of MNIST, and their checksums where every process of a command finds them; (folder, environment)"
+    "Digits in MNIST's files, and their checksums where every process of a command finds them; (folder, environment)"
     raw, sums = tmp_path/'sets'/'MNIST'/'raw', {}
     raw.mkdir(parents=True)
     for part, v, n in zip(('train', 't10k'), load('digits'), (300, 100)):
         x = np.kron(v.x[:n, 0].numpy(), np.ones((1, 3, 3), np.uint8))
         x = np.pad(x, ((0, 0), (2, 2), (2, 2)))
         (raw/f'{part}-images-idx3-ubyte').write_bytes(struct.pack('>4i', 2051, *x.shape) + x.tobytes())
-        (raw/f'{part}-labels-idx1-ubyte').write_bytes(struct.pack('>2i', 2049, n) + v.y[:n].numpy().astype(np.uint8).tobytes())
+        (raw/f'{part}-labels-idx1-ubyte').write_bytes(
+            struct.pack('>2i', 2049, n) + v.y[:n].numpy().astype(np.uint8).tobytes())
     for f in raw.iterdir(): sums[f'MNIST/raw/{f.name}'] = hashlib.md5(f.read_bytes()).hexdigest()
     (tmp_path/'site').mkdir()
     (tmp_path/'site'/'sitecustomize.py').write_text(SET.format(files=sums))
-    return raw, dict(OVERMEM_DATA=str(tmp_path/'sets'), PYTHONPATH=os.pathsep.join([str(tmp_path/'site'), *filter(None, [os.environ.get('PYTHONPATH')])]))
+    return raw, dict(OVERMEM_DATA=str(tmp_path/'sets'), PYTHONPATH=os.pathsep.join(
+        [str(tmp_path/'site'), *filter(None, [os.environ.get('PYTHONPATH')])]))
 
 
 def test_data_go_away(small_set, tmp_path):
-    "A data file is removed, or damaged, in the middle of a sweep: the set and the file are named, and with the file back the table is that of an undisturbed run"
+    """A data file is removed, or damaged, in the middle of a sweep: the set and the file are named,
+    and with the file back the table is that of an undisturbed run"""
     (raw, env), args = small_set, ('run', 'zg_norm', '--jobs', '2')
     file = raw/'train-images-idx3-ubyte'
     whole, calm = file.read_bytes(), tmp_path/'calm'
     calm.mkdir()
     assert command(calm, *args, **env).said == []
     assert json.loads(next(calm.glob('data/results/zg_norm/*/run.json')).read_text())['stand_in'] is False
-    for name, bad, says in (('gone', None, f'mnist is not in {tmp_path}/sets (no MNIST/raw/{file.name})'), ('damaged', flipped(whole, 999), f'mnist in {tmp_path}/sets is damaged (MNIST/raw/{file.name} has the wrong checksum)')):
+    for name, bad, says in (('gone', None, f'mnist is not in {tmp_path}/sets (no MNIST/raw/{file.name})'),
+                            ('damaged', flipped(whole, 999),
+                             f'mnist in {tmp_path}/sets is damaged (MNIST/raw/{file.name} has the wrong checksum)')):
         home = tmp_path/name
         home.mkdir()
         p = command(home, *args, wait=False, **env)

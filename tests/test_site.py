@@ -1,4 +1,4 @@
-"The book in a browser, without a network: every page, on a screen and on a phone, by light and by dark, by mouse and by keyboard"
+"The book in a browser, without a network: every page, on screen and phone, by light and dark, by mouse and keyboard"
 import ast
 import csv
 import fcntl
@@ -17,7 +17,8 @@ import pytest
 from conftest import ROOT
 
 SCREEN, PHONE = (1280, 800), (390, 844)
-SAMPLE = ('index', 'paper_zerograd', '30_zerograd', '36_mat', 'zg_curves', 'search', '_modules/overmem/zerograd')      # a page of each kind
+# a page of each kind
+SAMPLE = ('index', 'paper_zerograd', '30_zerograd', '36_mat', 'zg_curves', 'search', '_modules/overmem/zerograd')
 VERDICTS = ('reproduced', 'direction only', 'not testable at this budget', 'not reproduced')
 BUDGETS = ('laptop', 'gpu', 'full')
 
@@ -44,7 +45,8 @@ class Page(HTMLParser):
         self.ids |= {a[k] for k in ('id', 'name') if a.get(k)}
         if tag == 'a' and 'href' in a: self.links.append(a['href'])
         if tag in ('script', 'img', 'source', 'iframe') and a.get('src'): self.loads.append(a['src'])
-        if tag == 'link' and a.get('rel') in ('stylesheet', 'preload', 'icon', 'modulepreload'): self.loads.append(a['href'])
+        if tag == 'link' and a.get('rel') in ('stylesheet', 'preload', 'icon', 'modulepreload'):
+            self.loads.append(a['href'])
 
 
 @pytest.fixture(scope='session')
@@ -61,14 +63,17 @@ def test_links_lead_somewhere(pages):
             if link.split(':')[0] in ('http', 'https', 'mailto'): continue
             url, anchor = urldefrag(link)
             target = (path.parent/unquote(url.partition('?')[0])).resolve() if url else path
-            if not target.exists() or anchor and target in pages and unquote(anchor) not in pages[target].ids: broken.append((path.name, link))
+            if not target.exists() or anchor and target in pages and unquote(anchor) not in pages[target].ids:
+                broken.append((path.name, link))
     assert broken == []
 
 
 def test_nothing_comes_from_elsewhere(site, pages):
     "Scripts, styles, fonts and pictures are files of the book"
     assert [(p.name, u) for p, page in pages.items() for u in page.loads if '//' in u] == []
-    assert [f.name for f in site.rglob('*.css') if 'url(http' in (text := f.read_text(encoding='utf-8')).replace('"', '').replace("'", '') or '@importhttp' in text.replace(' ', '')] == []
+    assert [f.name for f in site.rglob('*.css')
+            if 'url(http' in (text := f.read_text(encoding='utf-8')).replace('"', '').replace("'", '')
+            or '@importhttp' in text.replace(' ', '')] == []
 
 
 def test_exported_names_have_entries(pages):
@@ -77,11 +82,13 @@ def test_exported_names_have_entries(pages):
     index = next(page for p, page in pages.items() if p.name == 'api.html')
     for path in (ROOT/'overmem').glob('[!_]*.py'):
         tree, module = ast.parse(path.read_text()), path.stem
-        public = next(ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__')
+        public = next(ast.literal_eval(n.value) for n in tree.body
+                      if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__')
         defined = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))} & set(public)
         assert {n for n in public if f'overmem.{module}.{n}' not in ids} == set(), module
         assert {n for n in defined if f'_modules/overmem/{module}.html#{n}' not in links} == set(), module
-        assert {n for n in public if not any(l.endswith(f'#overmem.{module}.{n}') for l in index.links)} == set(), module
+        assert {n for n in public
+                if not any(l.endswith(f'#overmem.{module}.{n}') for l in index.links)} == set(), module
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -100,14 +107,17 @@ def address(site):
 @pytest.fixture(scope='session')
 def chromium(address):
     "A headless Chromium that reaches this machine and no other"
-    binary, driver = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None), shutil.which('chromedriver')
+    binary, driver = (next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None),
+                      shutil.which('chromedriver'))
     if not (binary and driver): pytest.skip('no browser here (Debian: chromium and chromium-driver)')
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     options.set_capability('goog:loggingPrefs', dict(browser='ALL'))
-    for a in ('--headless=new', '--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu', '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1'): options.add_argument(a)
+    for a in ('--headless=new', '--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu',
+              '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1'):
+        options.add_argument(a)
     browser = webdriver.Chrome(options, Service(driver))
     browser.set_script_timeout(30)
     yield browser
@@ -118,7 +128,8 @@ def chromium(address):
 def browse(chromium, address):
     "Open a page: browse('index', size=PHONE, mode='dark'); returns the browser when pictures and mathematics are there"
     def call(name, size=SCREEN, mode='light'):
-        chromium.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=size[0], height=size[1], deviceScaleFactor=1, mobile=size == PHONE))
+        chromium.execute_cdp_cmd('Emulation.setDeviceMetricsOverride',
+                                 dict(width=size[0], height=size[1], deviceScaleFactor=1, mobile=size == PHONE))
         chromium.get(f'{address}/{name}.html')
         chromium.execute_async_script(SETTLED, mode)
         return chromium
@@ -159,7 +170,8 @@ def test_pages(part, site, pages, chromium, browse):
     faults = {}
     for path in list(pages)[part::4]:
         name = str(path.relative_to(site).with_suffix(''))
-        found = browse(name, PHONE).execute_script(FAULTS) + [e['message'] for e in chromium.get_log('browser') if e['level'] == 'SEVERE']
+        found = (browse(name, PHONE).execute_script(FAULTS)
+                 + [e['message'] for e in chromium.get_log('browser') if e['level'] == 'SEVERE'])
         if found: faults[name] = found
     assert faults == {}
 
@@ -167,32 +179,44 @@ def test_pages(part, site, pages, chromium, browse):
 def test_mathematics_is_typeset(browse):
     "The equations of a chapter are drawn, with the fonts of the book"
     browser = browse('30_zerograd')
-    wide = browser.execute_script("return [...document.querySelectorAll('article .math mjx-container')].map(m => m.getBoundingClientRect().width)")
+    wide = browser.execute_script("return [...document.querySelectorAll('article .math mjx-container')]"
+                                  ".map(m => m.getBoundingClientRect().width)")
     assert len(wide) > 20 and min(wide) > 0
-    assert browser.execute_script("return [...document.fonts].some(f => f.family.startsWith('MJXTEX') && f.status == 'loaded')")
+    assert browser.execute_script("return [...document.fonts]"
+                                  ".some(f => f.family.startsWith('MJXTEX') && f.status == 'loaded')")
 
 
 @pytest.mark.parametrize('size', (SCREEN, PHONE), ids=('screen', 'phone'))
 def test_landing(size, browse):
-    "What was claimed and what held, and where to begin, are seen without scrolling; the numbers are those of the results"
+    "What was claimed, what held and where to begin are seen without scrolling; the numbers are those of the results"
     browser = browse('index', size)
-    seen = browser.execute_script("""return [...document.querySelectorAll('table.papers th, table.papers td, .start a.first')].map(e => {
+    seen = browser.execute_script(
+        """return [...document.querySelectorAll('table.papers th, table.papers td, .start a.first')].map(e => {
         const r = e.getBoundingClientRect(), top = document.elementFromPoint(r.x + r.width/2, r.y + r.height/2);
         return [e.innerText, r.top >= 0 && r.left >= 0 && r.right <= innerWidth && r.bottom <= innerHeight && e.contains(top)]; })""")
     assert [text for text, visible in seen if not visible] == []
-    rows = browser.execute_script("return [...document.querySelectorAll('table.papers tbody tr')].map(r => [r.querySelector('a').href, ...[...r.querySelectorAll('td')].map(d => d.innerText)])")
-    found = {r[0].rpartition('paper_')[2].removesuffix('.html'): [0 if n == '–' else int(n) for n in r[1:5]] for r in rows}
+    rows = browser.execute_script(
+        "return [...document.querySelectorAll('table.papers tbody tr')]"
+        ".map(r => [r.querySelector('a').href, ...[...r.querySelectorAll('td')].map(d => d.innerText)])")
+    found = {r[0].rpartition('paper_')[2].removesuffix('.html'): [0 if n == '–' else int(n) for n in r[1:5]]
+             for r in rows}
     assert found == counts_from_files()
-    if size == SCREEN: assert all(e.rect['y'] + e.rect['height'] <= size[1] for e in browser.find_elements('css selector', '.highlight')[:2])      # the two commands
+    if size == SCREEN:  # the two commands
+        assert all(e.rect['y'] + e.rect['height'] <= size[1]
+                   for e in browser.find_elements('css selector', '.highlight')[:2])
 
 
 def counts_from_files():
-    "{paper: [claims of the paper by verdict]}, straight from verdict.json; of several verdicts on a claim at its largest budget the weakest counts"
-    with open(ROOT/'data'/'reference'/'claims.csv', newline='') as f: claims = [r for r in csv.DictReader(f) if r['by'] == 'paper']
+    """{paper: [claims of the paper by verdict]}, straight from verdict.json; of several verdicts on a claim
+    at its largest budget the weakest counts"""
+    with open(ROOT/'data'/'reference'/'claims.csv', newline='') as f:
+        claims = [r for r in csv.DictReader(f) if r['by'] == 'paper']
     found = {}
     for path in (ROOT/'data'/'results').glob('*/*/verdict.json'):
         if path.parent.name not in BUDGETS: continue
-        for v in json.loads(path.read_text()): found.setdefault((v['spec'], v['id']), []).append((BUDGETS.index(path.parent.name), VERDICTS.index(v['verdict'])))
+        for v in json.loads(path.read_text()):
+            found.setdefault((v['spec'], v['id']), []).append(
+                (BUDGETS.index(path.parent.name), VERDICTS.index(v['verdict'])))
     now = Counter((r['spec'], max(found[r['spec'], r['id']])[1]) for r in claims if (r['spec'], r['id']) in found)
     return {s: [now[s, k] for k in range(4)] for s in dict.fromkeys(r['spec'] for r in claims)}
 
@@ -205,7 +229,9 @@ def test_search(browse):
     ActionChains(browser).key_down(Keys.CONTROL).send_keys('k').key_up(Keys.CONTROL).perform()
     until(browser, lambda b: b.switch_to.active_element.get_attribute('type') == 'search')
     press(browser, 'zerograd', Keys.ENTER)
-    until(browser, lambda b: 'search.html?q=zerograd' in b.current_url and any('30_zerograd.html' in a.get_attribute('href') for a in b.find_elements('css selector', '#search-results li a')))
+    until(browser, lambda b: 'search.html?q=zerograd' in b.current_url
+          and any('30_zerograd.html' in a.get_attribute('href')
+                  for a in b.find_elements('css selector', '#search-results li a')))
 
 
 FOCUS = '''const a = document.activeElement, e = a.matches('summary') && a.firstElementChild || a, s = getComputedStyle(e), r = e.getBoundingClientRect();
@@ -221,7 +247,10 @@ def test_keyboard(browse):
         press(browser, Keys.TAB)
         stops.append(browser.execute_script(FOCUS))
     assert 'Skip to main content' in stops[0]['text']
-    search, chapter, text = (next((k for k, s in enumerate(stops) if f(s)), None) for f in (lambda s: 'Search' in s['text'], lambda s: s['href'] == 'paper_dom.html' and not s['inside'], lambda s: s['inside']))
+    search, chapter, text = (next((k for k, s in enumerate(stops) if f(s)), None)
+                             for f in (lambda s: 'Search' in s['text'],
+                                       lambda s: s['href'] == 'paper_dom.html' and not s['inside'],
+                                       lambda s: s['inside']))
     assert 0 < search < chapter < text
     assert [s for s in stops if s['tag'] != 'BODY' and not (s['marked'] and s['seen'])] == []
     browse('index'); press(browser, Keys.TAB, Keys.ENTER)
@@ -237,8 +266,10 @@ def test_dark_stays(browse):
         next(b for b in browser.find_elements(By.CSS_SELECTOR, button) if b.is_displayed()).click()
     assert theme() == 'dark'
     browser.get(browser.current_url.rpartition('/')[0] + '/zg_curves.html')
-    assert theme() == 'dark' and browser.execute_script('return getComputedStyle(document.body).backgroundColor') != 'rgb(255, 255, 255)'
-    grounds = browser.execute_script("return [...document.querySelectorAll('article img')].map(i => getComputedStyle(i).backgroundColor + getComputedStyle(i).filter)")
+    assert theme() == 'dark' and browser.execute_script(
+        'return getComputedStyle(document.body).backgroundColor') != 'rgb(255, 255, 255)'
+    grounds = browser.execute_script("return [...document.querySelectorAll('article img')]"
+                                     ".map(i => getComputedStyle(i).backgroundColor + getComputedStyle(i).filter)")
     assert grounds and set(grounds) == {'rgb(255, 255, 255)none'}
 
 
@@ -259,5 +290,5 @@ return bad;'''
 
 @pytest.mark.parametrize('mode', ('light', 'dark'))
 def test_contrast(mode, browse):
-    "All text, links, code and heads of tables stand out from their ground by the 4.5 to 1 of WCAG AA (3 to 1 where large)"
+    "All text, links, code and table heads stand out from their ground by the 4.5 to 1 of WCAG AA (3 to 1 where large)"
     assert {name: bad for name in SAMPLE if (bad := browse(name, mode=mode).execute_script(CONTRAST))} == {}

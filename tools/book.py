@@ -34,12 +34,15 @@ def write_results(src: Path, pages: dict):
     import papers
     runs, readme = papers.best_runs(), (ROOT/'README.md').read_text()
     for name, (budget, *_) in runs.items(): shutil.copy(RESULTS/name/budget/'figure.svg', src/f'{name}.svg')
-    for name in papers.experiments(): nbformat.write(experiment_page(name, runs, papers.facts(name, runs)), src/f'{name}.ipynb')
+    for name in papers.experiments():
+        nbformat.write(experiment_page(name, runs, papers.facts(name, runs)), src/f'{name}.ipynb')
     for p in papers.PAPERS: (src/f'paper_{p}.md').write_text(papers.paper_page(p, runs))
     for f in RESULTS.glob('*.svg'): shutil.copy(f, src)
     (src/'scoreboard.md').write_text(papers.scoreboard(RESULTS/'SCOREBOARD.md'))
-    tocs = dict(Start=['start', 'guide', 'scoreboard'], Papers=[f'paper_{p}' for p in papers.PAPERS]) | pages | dict(Reference=['api', 'contributing', 'changelog'])
-    (src/'index.md').write_text(papers.landing(readme, (src/'summary.svg').exists(), [papers.hidden_toc(names, g) for g, names in tocs.items()]))
+    tocs = (dict(Start=['start', 'guide', 'scoreboard'], Papers=[f'paper_{p}' for p in papers.PAPERS]) | pages
+            | dict(Reference=['api', 'contributing', 'changelog']))
+    (src/'index.md').write_text(papers.landing(readme, (src/'summary.svg').exists(),
+                                               [papers.hidden_toc(names, g) for g, names in tocs.items()]))
 
 
 def experiment_page(name: str, runs: dict, facts: str):
@@ -59,7 +62,9 @@ def write_guide(src: Path):
     "README, CONTRIBUTING and CHANGELOG as pages"
     shutil.copytree(ROOT/'nbs'/'images', src/'images')
     guide = re.sub(r'^# overmem$', '# Guide', (ROOT/'README.md').read_text(), count=1, flags=re.M)
-    for old, new in {'nbs/images/': 'images/', 'data/results/SCOREBOARD.md)': 'scoreboard.md)', 'data/results/summary.png)': 'summary.svg)', 'CONTRIBUTING.md)': 'contributing.md)'}.items(): guide = guide.replace(old, new)
+    for old, new in {'nbs/images/': 'images/', 'data/results/SCOREBOARD.md)': 'scoreboard.md)',
+                     'data/results/summary.png)': 'summary.svg)', 'CONTRIBUTING.md)': 'contributing.md)'}.items():
+        guide = guide.replace(old, new)
     (src/'guide.md').write_text(guide)
     for name in ('contributing', 'changelog'): shutil.copy(ROOT/f'{name.upper()}.md', src/f'{name}.md')
 
@@ -72,7 +77,8 @@ def site(out: Path):
         src.mkdir()
         write_results(src, write_chapters(src))
         write_guide(src)
-        subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', '-d', Path(tmp)/'doctrees', '-c', ROOT/'tools'/'layout', src, html], check=True)
+        subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html',
+                        '-d', Path(tmp)/'doctrees', '-c', ROOT/'tools'/'layout', src, html], check=True)
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(html, out)
     print(f'{len(list(out.glob("*.html")))} pages in {out}')
@@ -96,8 +102,11 @@ def total(budget='laptop') -> str:
     "What all results at a budget took, a sentence"
     from overmem.runner import all_results
     runs = [r for _, b, r, _ in all_results() if b == budget]
-    wall, work = (sum(f(r) for r in runs)/3600 for f in (lambda r: r['wall_seconds'], lambda r: r.get('process_seconds') or r['wall_seconds']))
-    return f"The {len(runs)} experiments that have run at `{budget}` took {wall:.1f} hours in all, the sum over their `run.json`; with the trainings that an interrupted command or another experiment had finished before, each time they are used, {work:.1f} hours of computing."
+    wall, work = (sum(f(r) for r in runs)/3600
+                  for f in (lambda r: r['wall_seconds'], lambda r: r.get('process_seconds') or r['wall_seconds']))
+    return (f"The {len(runs)} experiments that have run at `{budget}` took {wall:.1f} hours in all, "
+            "the sum over their `run.json`; with the trainings that an interrupted command or another experiment "
+            f"had finished before, each time they are used, {work:.1f} hours of computing.")
 
 
 def readme(path: Path = ROOT/'README.md'):
@@ -105,7 +114,8 @@ def readme(path: Path = ROOT/'README.md'):
     nb = nbformat.read(ROOT/'nbs'/'index.ipynb', 4)
     nb.cells = [c for c in nb.cells if '#| hide' not in c.source]
     body, _ = MarkdownExporter().from_notebook_node(nb)
-    body = re.sub(r'\n{3,}', '\n\n', body).strip().replace('](images/', '](nbs/images/').replace('](../data/', '](data/').replace('src="images/', 'src="nbs/images/')
+    body = (re.sub(r'\n{3,}', '\n\n', body).strip().replace('](images/', '](nbs/images/')
+            .replace('](../data/', '](data/').replace('src="images/', 'src="nbs/images/'))
     for mark, text in tables().items(): body = body.replace(f'<!-- table: {mark} -->', text)
     shown = RESULTS/'zg_curves'/'laptop'/'figure.png'
     if shown.exists(): shutil.copy(shown, ROOT/'nbs'/'images'/'zg_curves.png')

@@ -1,4 +1,5 @@
-"Pages of the book from notebooks: what is hidden goes, every exported name gets an entry with its signature, comments and a link to its source"
+"""Pages of the book from notebooks: what is hidden goes, every exported name gets an entry with its signature,
+comments and a link to its source"""
 import ast
 import inspect
 import re
@@ -8,7 +9,10 @@ from pathlib import Path
 import nbformat
 from fastcore.docments import docments
 
-GROUPS = dict(Foundations=('00_', '01_', '02_', '03_', '04_'), Parts=('10_', '11_', '12_', '13_', '14_', '20_', '21_', '22_', '23_'), Methods=('30_', '31_', '32_', '33_', '34_', '35_', '36_'), Machinery=('37_', '38_', '39_', '40_', '41_', '42_', '43_', '44_', '45_'))
+GROUPS = dict(Foundations=('00_', '01_', '02_', '03_', '04_'),
+              Parts=('10_', '11_', '12_', '13_', '14_', '20_', '21_', '22_', '23_'),
+              Methods=('30_', '31_', '32_', '33_', '34_', '35_', '36_'),
+              Machinery=('37_', '38_', '39_', '40_', '41_', '42_', '43_', '44_', '45_'))
 DIRECTIVE = re.compile(r'^#\|[ \t]*(\w+):?[ \t]*(\S*)', re.M)
 SPECIAL = re.compile(r'([\\*_\[\]<>${}])')
 
@@ -38,7 +42,8 @@ def chapter(path: Path):
     return nb, name, nb.cells[0].source.partition('\n> ')[2], names
 
 
-def only_imports(source: str) -> bool: return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(source).body)
+def only_imports(source: str) -> bool:
+    return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(source).body)
 
 
 def readable(c):
@@ -54,7 +59,8 @@ def described(cells):
     said = ''
     for c in cells:
         if c.cell_type == 'markdown': said = c.source
-        elif any('image/png' in o.get('data', {}) or 'image/svg+xml' in o.get('data', {}) for o in c.get('outputs', [])):
+        elif any('image/png' in o.get('data', {}) or 'image/svg+xml' in o.get('data', {})
+                 for o in c.get('outputs', [])):
             c.metadata['mystnb'] = dict(image=dict(alt=plain(said)))
     return cells
 
@@ -68,35 +74,41 @@ def plain(markdown: str) -> str:
 def fenced(directive: str, argument: str, body: str = '', **options) -> str:
     "A MyST directive; its fence is longer than any within"
     fence = '`'*(max([2, *map(len, re.findall(r'`{3,}', body))]) + 1)
-    return '\n'.join([f'{fence}{{{directive}}} {argument}', *(f':{k}: {v}' for k, v in options.items()), '', body, fence])
+    return '\n'.join([f'{fence}{{{directive}}} {argument}', *(f':{k}: {v}' for k, v in options.items()),
+                      '', body, fence])
 
 
 def documented(source: str, module):
     "(name, first line, entry) of every public function, class and constant that a cell defines"
     for n in ast.parse(source).body:
         for name in sorted(defines(n) & set(module.__all__)):
-            line = escaped((ast.get_docstring(n) or '').partition('\n')[0]) if hasattr(n, 'name') else constant(n, source)
+            line = (escaped((ast.get_docstring(n) or '').partition('\n')[0]) if hasattr(n, 'name')
+                    else constant(n, source))
             yield name, line, entry(n, name, line, getattr(module, name), module.__name__)
 
 
 def defines(n) -> set:
     "The names that a statement binds"
-    return {n.name} if hasattr(n, 'name') else {t.id for target in getattr(n, 'targets', ()) for t in ast.walk(target) if isinstance(t, ast.Name)}
+    return {n.name} if hasattr(n, 'name') else {
+        t.id for target in getattr(n, 'targets', ()) for t in ast.walk(target) if isinstance(t, ast.Name)}
 
 
 def entry(n, name, line, obj, module) -> str:
     "The MyST directive that documents a definition"
     if isinstance(n, ast.Assign): return fenced('py:data', name, line, module=module)
-    if isinstance(n, ast.ClassDef): return fenced('py:class', name + signature(n), '\n\n'.join([prose(n), table(obj), *members(n)]), module=module)
+    if isinstance(n, ast.ClassDef):
+        return fenced('py:class', name + signature(n), '\n\n'.join([prose(n), table(obj), *members(n)]), module=module)
     return fenced('py:function', name + signature(n), f'{prose(n)}\n\n{table(obj)}', module=module)
 
 
 def members(cls):
     "Entries of the public methods and properties that say what they do"
     for n in cls.body:
-        if not isinstance(n, ast.FunctionDef) or n.name.startswith('_') and n.name != '__call__' or not ast.get_docstring(n): continue
+        if (not isinstance(n, ast.FunctionDef) or n.name.startswith('_') and n.name != '__call__'
+                or not ast.get_docstring(n)): continue
         is_property = any(getattr(d, 'id', '') in ('property', 'cached_property') for d in n.decorator_list)
-        yield fenced('py:property' if is_property else 'py:method', n.name + ('' if is_property else signature(n)), prose(n))
+        yield fenced('py:property' if is_property else 'py:method', n.name + ('' if is_property else signature(n)),
+                     prose(n))
 
 
 def signature(n) -> str:
@@ -142,7 +154,10 @@ def cell(text: str) -> str: return ' '.join(text.split()).replace('|', '\\|')
 
 def api(modules) -> str:
     "The page that lists every exported name; modules: [(name, about, [(exported name, line)])]"
-    lines = ['# API', '', 'Every exported name, by module; each leads to its entry in the chapter that explains it, and from there to its source. All names in one alphabet: {ref}`genindex`.', '']
+    lines = ['# API', '',
+             'Every exported name, by module; each leads to its entry in the chapter that explains it, '
+             'and from there to its source. All names in one alphabet: {ref}`genindex`.', '']
     for module, about, names in modules:
-        lines += [f'## {module}', '', about, '', '| name | what it is |', '|---|---|', *(f'| {{py:obj}}`{n} <overmem.{module}.{n}>` | {cell(line)} |' for n, line in names), '']
+        lines += [f'## {module}', '', about, '', '| name | what it is |', '|---|---|',
+                  *(f'| {{py:obj}}`{n} <overmem.{module}.{n}>` | {cell(line)} |' for n, line in names), '']
     return '\n'.join(lines)

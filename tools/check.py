@@ -18,7 +18,8 @@ def sh(*args, **kw):
 def unchanged(what: str, *paths):
     "What a tool has just rewritten must equal what is committed or staged"
     sh('git', '--no-pager', 'diff', '--exit-code', '--stat', '--', *paths)
-    new = subprocess.run(['git', 'ls-files', '--others', '--exclude-standard', '--', *paths], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    new = subprocess.run(['git', 'ls-files', '--others', '--exclude-standard', '--', *paths], cwd=ROOT,
+                         capture_output=True, text=True).stdout.split()
     if new: sys.exit(f'{what}: not committed: {", ".join(new)}')
 
 
@@ -35,10 +36,13 @@ def clean():
     unchanged('clean', 'nbs')
 
 
-def flakes(): sh(sys.executable, '-m', 'pyflakes', *sorted(p.relative_to(ROOT) for p in ROOT.glob('overmem/[!_]*.py')), 'tools', 'tests')
+def flakes():
+    sh(sys.executable, '-m', 'pyflakes', *sorted(p.relative_to(ROOT) for p in ROOT.glob('overmem/[!_]*.py')),
+       'tools', 'tests')
 def notebooks(): sh(BIN/'nbdev-test', '--n-workers', os.cpu_count() or 1, env=ONE_THREAD)
 def site(): sh(sys.executable, 'tools/book.py', 'site')
-def tests(): sh(sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-n', '2', '--durations', '10', env=ONE_THREAD)      # tests/test_site.py opens the site
+def tests():  # tests/test_site.py opens the site
+    sh(sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-n', '2', '--durations', '10', env=ONE_THREAD)
 
 
 STEPS = dict(export=export, clean=clean, flakes=flakes, notebooks=notebooks, site=site, tests=tests)
