@@ -27,9 +27,10 @@ from .ensembles import Named
 from .experiment import table_row
 from .expressions import make
 from .longtail import known_scores, study
+from .memo import compute
 from .memorization import Sets, cautious_sets, infl_blocks, infl_scores, mem_scores
 from .records import keep_array
-from .runs import Grid, Training, compute, images_in, restored
+from .runs import Grid, Training, images_in, restored
 from .single_step import attack_all, data_name
 from .studies import ensemble
 from .train import read_checkpoint

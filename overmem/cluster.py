@@ -92,7 +92,7 @@ def _send(rows, jobs) -> list:
     except Exception as e: raise BadRequest(f'sbatch refuses the jobs: {_sbatch_says(e)}') from None
 
 def _queued():
-    "{id: why it waits, '' if it does not} of the jobs that Slurm knows, elements of arrays one by one; None if it is silent"
+    "{id: why it waits, '' if it doesn't} of the jobs that Slurm knows, of arrays each element; None if it is silent"
     said = subprocess.run(['squeue', '--noheader', '--array', '--all', '--format=%i|%t|%r', '--me'],
                           capture_output=True, text=True)
     jobs = (l.split('|', 2) for l in said.stdout.splitlines())

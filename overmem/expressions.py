@@ -138,7 +138,7 @@ def as_augmentation(expr:str, shape:tuple) -> Callable:
     return f
 
 def check_network(model, shape:tuple, K:int, expr:str):
-    "Refuse a `model`, on the meta device and made of `expr`, that does not give K numbers for an image of `shape` (C,H,W)"
+    "Refuse a model, made of `expr` on the meta device, that doesn't give K numbers for an image of `shape` (C,H,W)"
     if not isinstance(model, torch.nn.Module):
         raise BadRequest(f"'{expr}' is no network: write it as a call, preact_resnet(16)")
     if not all(p.numel() for p in model.parameters()):

@@ -15,10 +15,10 @@ from sklearn.metrics import roc_auc_score
 from .base import BadRequest
 from .data import trouble
 from .ensembles import Named, Network, Recipe
+from .memo import compute
 from .memorization import fit_check, mem_scores, published
 from .parallel import spread
 from .proxies import Proxies, proxies_of
-from .runs import compute
 from .studies import Study, ensemble
 
 # %% ../nbs/40_longtail.ipynb #9856a151

@@ -25,8 +25,8 @@ from .base import BadRequest, data_dir, nearest, progress, reference
 from .benchmarks import Benchmark, Grouped
 from .core import evaluating
 from .data import floats, md5
+from .memo import compute
 from .pretrained import BERT, WEIGHTS, bert_weights, pretrained_bert, pretrained_resnet50, tokens
-from .runs import compute
 
 # %% ../nbs/37_metadata.ipynb #8fae6685
 SPLITS = dict(train=0, val=1, test=2)

@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import seaborn as sns
 
+from .base import runs_dir
 from .core import digest
 from .evaluate import correct, evaluate
 from .experiment import interval
 from .expressions import make
+from .memo import compute
 from .plots import color, curves
 from .records import loss_shares
-from .runs import Training, compute, restored, runs_dir
+from .runs import Training, restored
 from .single_step import PGD20, SHALLOW, over
 from .train import read_checkpoint
 

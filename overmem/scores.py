@@ -16,13 +16,12 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from .base import BadRequest, replacing, writable, write_json
+from .base import BadRequest, locked, replacing, writable, write_json
 from .data import class_numbers, Images, source, trouble
 from .ensembles import Named, Network, Recipe
 from .memorization import (Scores, accidental_pairs, confident_sets, example_sets, fit_check, high_pairs,
                                   infl_blocks, mem_scores, pair_se, partners, shrunk_mem, split_half, typical_noise)
 from .plots import image_grid
-from .runs import locked
 from .studies import Ensemble, Study, check, fill, gather, row_file
 from .subsets import blocks_of
 

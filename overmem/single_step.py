@@ -21,10 +21,11 @@ from .core import digest
 from .data import source
 from .evaluate import evaluate
 from .expressions import make, names_in
+from .memo import compute
 from .parallel import spread
 from .plots import color, curves
 from .records import collapse
-from .runs import Grid, Training, compute, loader_of, measure, prepare, restored
+from .runs import Grid, Training, loader_of, measure, prepare, restored
 from .train import fit, read_checkpoint
 
 # %% ../nbs/39_single_step.ipynb #ade59c84

@@ -26,8 +26,8 @@ from .core import autocast, digest, read_arrays, settled
 from .data import Images, floats
 from .ensembles import ENGINES, Network, Outcomes, Recipe
 from .expressions import as_augmentation, as_objective, as_schedule, names_in
+from .memo import bare, code_hash, run_dir
 from .parallel import alone, spread
-from .runs import code_hash, run_dir
 from .subsets import subsets
 
 # %% ../nbs/39_studies.ipynb #9815893e
@@ -101,7 +101,7 @@ def told(f:Callable) -> str:
     any other by its name and the whole file it stands in"""
     if isinstance(f, partial): return f'{told(f.func)} {f.args} {f.keywords}'
     if isinstance(f, Network): return f'{f.model} for {f.data.K} classes of {f.data.name}'
-    try: return f'{f.__qualname__} of {digest({}, inspect.getsource(inspect.getmodule(f)))}'
+    try: return f'{f.__qualname__} of {digest({}, bare(inspect.getsource(inspect.getmodule(f))))}'
     except (OSError, TypeError): return f.__qualname__                   # typed in, no file
 
 def check(study:Study, models:int=2):

@@ -24,11 +24,11 @@ from .data import absent, floats
 from .expressions import make, names_in
 from .groups import GroupDRO, Stream, equal_groups, group_accs, group_balance, irm, last_best, wga
 from .mat import mat, mat_in_batch, mat_shift
+from .memo import compute
 from .metadata import READERS, TITLES, fingerprint, inputs_of, read_benchmark, read_metadata, splits_of
 from .models import Net
 from .objectives import adv, moved
 from .parallel import spread
-from .runs import compute
 from .subsets import subsets
 from .train import constant, fit, triangle
 from .xrm import XRM, Twins, cross_mistakes, degenerate

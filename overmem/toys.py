@@ -21,11 +21,11 @@ from .core import Batch, device as find_device
 from .data import make_toy
 from .groups import GroupDRO, group_accs, last_best, wga
 from .mat import mat, mat_shift
+from .memo import compute
 from .memorization import mem_scores
 from .models import Stacked
 from .objectives import adv, moved
 from .parallel import spread
-from .runs import compute
 from .subsets import subsets
 from .train import constant, fit
 from .xrm import XRM, Twins, cross_mistakes

@@ -86,7 +86,7 @@ def test_two_at_a_time_and_a_pattern(overmem):
     (('train', 'adv', '--data', 'digits', '--eps', 'abc'), "nothing exported is called 'abc'"),
     (('train', 'adv', '--data', 'digits', '--epochs', '0'), 'epochs=0: at least 1'),
     (('train', 'adv', '--data', 'digits', '--model', 'mlp(60)'), "'mlp(60)' does not take images of 1 x 8 x 8"),
-    (('train', 'adv', '--data', 'digits', '--aug', 'crop_flip(400)'), "'crop_flip(400)' cannot change images of 1 x 8 x 8"),
+    (('train', 'adv', '--data', 'digits', '--aug', 'crop_flip(400)'), "'crop_flip(400)' cannot change images of 1 x 8"),
     (('train', 'adv', '--data', 'digits', '--seed', '9'*30), 'less than 2**63'),
     (('train', 'adv', '--data', 'digits', '--bs', '0'), 'bs=0'),
     (('train', 'adv', '--data', 'digits', '--every', '0'), 'every=0'),

@@ -22,7 +22,8 @@ from overmem.base import BadRequest, RunFailed
 from overmem.cluster import executor
 from overmem.data import load
 from overmem.ensembles import Outcomes
-from overmem.runs import Training, collect, compute, resolved, restored, run_all, run_dir, train_code, train_run
+from overmem.memo import compute, run_dir
+from overmem.runs import Training, collect, resolved, restored, run_all, train_code, train_run
 from overmem.studies import read_row, write_row
 from overmem.train import read_checkpoint
 

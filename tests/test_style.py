@@ -12,11 +12,11 @@ import pytest
 import yaml
 from conftest import ROOT
 
-LAYERS = ('base | core cluster | data models parallel plots | attacks augment distributed records | strong | '
-          'autoattack objectives | evaluate train |\n            '
+LAYERS = ('base | core cluster | data models parallel plots | attacks augment distributed records | memo strong | '
+          'autoattack objectives | evaluate train | '
           'zerograd fastat dom bat groups subsets memorization xrm mat benchmarks pretrained | expressions | runs | '
           'single_step experiment ensembles toys metadata | overfitting proxies studies sweeps runner doctor bench '
-          'boards | scores longtail discovery scoreboard | benign | cli')
+          'boards commands | scores longtail discovery scoreboard | benign | cli')
 LEVEL = {m: k for k, ms in enumerate(LAYERS.split('|')) for m in ms.split()}
 METHODS = {'zerograd', 'fastat', 'dom', 'bat', 'groups', 'memorization', 'subsets', 'xrm', 'mat'}
 MODULES = sorted(p for p in (ROOT/'overmem').glob('[!_]*.py'))
@@ -59,6 +59,25 @@ def test_length():
     assert {k: v for k, v in sizes.items() if v > 40} == {}
     assert statistics.median(sizes.values()) <= 8
     assert {m: n for m in TREES if (n := (ROOT/'overmem'/f'{m}.py').read_text().count('\n')) > 400} == {}
+
+
+def code_of(path):
+    "[(where, source)] of a Python file, or of the code cells of a notebook"
+    if path.suffix == '.py': return [(path.name, path.read_text())]
+    return [(f"{path.name} {c['id']}", ''.join(c['source'])) for c in json.loads(path.read_text())['cells']
+            if c['cell_type'] == 'code']
+
+
+def test_line_length():
+    "No line of code is longer than 120 characters; HTML, JavaScript and tables inside a string of several lines may be"
+    long = []
+    for path in [*NOTEBOOKS, *ROOT.glob('tests/*.py'), *ROOT.glob('tools/**/*.py')]:
+        for where, source in code_of(path):
+            strings = (n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.Constant, ast.JoinedStr)))
+            inside = {k for n in strings if n.end_lineno > n.lineno for k in range(n.lineno, n.end_lineno + 1)}
+            lines = enumerate(source.splitlines(), 1)
+            long += [f'{where} line {k}' for k, l in lines if len(l) > 120 and k not in inside]
+    assert long == []
 
 
 @pytest.mark.parametrize('name', TREES)

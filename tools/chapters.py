@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 
 import nbformat
@@ -22,7 +23,7 @@ def group(stem: str) -> str:
 
 
 def chapter(path: Path):
-    "(notebook ready for Sphinx, its module or None, what it is about, [(exported name, first line of its docstring)])"
+    "(notebook ready for Sphinx, its module or None, what it is about, [(exported name, what it is in a paragraph)])"
     nb = nbformat.read(path, 4)
     name = {k: v for c in nb.cells if c.cell_type == 'code' for k, v in DIRECTIVE.findall(c.source)}.get('default_exp')
     module = import_module(f'overmem.{name}') if name else None
@@ -79,10 +80,10 @@ def fenced(directive: str, argument: str, body: str = '', **options) -> str:
 
 
 def documented(source: str, module):
-    "(name, first line, entry) of every public function, class and constant that a cell defines"
+    "(name, first paragraph, entry) of every public function, class and constant that a cell defines"
     for n in ast.parse(source).body:
         for name in sorted(defines(n) & set(module.__all__)):
-            line = (escaped((ast.get_docstring(n) or '').partition('\n')[0]) if hasattr(n, 'name')
+            line = (escaped(' '.join((ast.get_docstring(n) or '').partition('\n\n')[0].split())) if hasattr(n, 'name')
                     else constant(n, source))
             yield name, line, entry(n, name, line, getattr(module, name), module.__name__)
 
@@ -135,10 +136,11 @@ def prose(n) -> str: return escaped(inspect.cleandoc(ast.get_docstring(n) or '')
 
 
 def constant(n, source) -> str:
-    "What a constant is: the comment behind it, else its value if short"
+    "What a constant is: the comment behind it or, if there is none, right above it, else its value if short"
     lines = source.splitlines()
-    comment = lines[n.end_lineno - 1][n.end_col_offset:].partition('#')[2].strip() if n.lineno == n.end_lineno else ''
-    value = ast.unparse(n.value)
+    behind = lines[n.end_lineno - 1].encode()[n.end_col_offset:].decode().partition('#')[2]
+    above = [l[1:].strip() for l in takewhile(lambda l: re.match('#[^|]', l), reversed(lines[:n.lineno - 1]))]
+    comment, value = behind.strip() or ' '.join(reversed(above)), ast.unparse(n.value)
     return escaped(comment) or (f'`{value}`' if len(value) <= 100 and '`' not in value else 'See the code.')
 
 

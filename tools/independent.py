@@ -121,7 +121,7 @@ def _env(): return os.environ | dict(PYTHONPATH=str(ROOT), PYTHONWARNINGS='ignor
 def found(python: Path, folder: Path, side: str, names, checkpoint: Path, n: int, eps: float, seed: int = 0,
           numbers: dict = PAPER, part: int = 0, parts: int = 1) -> dict:
     "{name: what it broke, seconds} from one process, or from what an earlier call left in `folder`"
-    from overmem.runs import code_hash
+    from overmem.memo import code_hash
     files = {k: folder/(f'{checkpoint.parent.name}-'
                         f'{code_hash("strong", "autoattack")[:8] if side != "theirs" else PIN}-{n}-{eps:.4f}-'
                         f'{k}-{side}-{seed}-{part}of{parts}-{"-".join(map(str, numbers.values()))}.npz')
