@@ -51,7 +51,9 @@ def suite(version, eps:float) -> dict:
 class Result:
     "What an evaluation found, image by image, on the CPU"
     by: Tensor                    # (n,) int8: which of `attacks` broke it, -1 it stands, -2 wrong without attack
-    step: Tensor                  # (n,) int32: after how many steps or queries of its attempts; -1 none, 0 uncounted
+    # (n,) int32: gradient steps or queries of the attack that broke it, over all its attempts, after which it fell;
+    # -1 if it did not, 0 if that attack does not count them
+    step: Tensor
     attacks: tuple                # names, in order
     delta: Tensor|None = None     # (n,C,H,W): perturbations of the broken images, if they were kept, else zero
     @property
@@ -278,8 +280,9 @@ def _in_parts(model, x, y, eps, version, bs, seed, path, bar, keep, jobs):
             books = [Ledger.load(p, {}) for p in paths if shown and p.exists()]
             if books: looks.settle(books, bs, [*(p.name for p in plan), 'none'][max(b.at[0] for b in books)])
         try:
+            # copies, not memory that processes share
             parts = [pickle.dumps((model, x[k::jobs].clone(), y[k::jobs].clone(), p if path or shown else None))
-                     for k, p in enumerate(paths)]  # copies, not memory that processes share
+                     for k, p in enumerate(paths)]
             found = spread(partial(_part, eps, version, bs, seed, keep), parts, jobs, tick,
                            lambda part: f'of {jobs} parts of the images')
         except (RunFailed, AttributeError, TypeError, pickle.PicklingError) as e:

@@ -259,7 +259,7 @@ def _no_compiled_code():
             else: os.environ['TORCHINDUCTOR_CACHE_DIR'] = was
 
 def compiled(name:str, setting:dict, rounds:int, seconds:float) -> dict:
-    "Row of the table: the fast path, its network compiled first, against without; loading takes so many seconds longer"
+    "Row of the table: the network compiled first, against not; `mode` says how many seconds longer loading takes"
     with (Rival(**setting, **FAST) as fast, _no_compiled_code(),
           Rival(**setting, **FAST | dict(capture='compiled')) as ours):
         for r in (fast, ours): r.ask('load', 'natural')  # the processes are up, and have read their modules
@@ -284,7 +284,7 @@ SIZES = dict(smoke=dict(bs=16, rounds=2, seconds=0.), laptop=dict(bs=128, rounds
 
 def bench(budget:str='smoke', device:str='cpu', steps:str='*', model:str='', bs:int=0,
           tell=lambda row: None) -> pd.DataFrame:
-    "Measure steps whose names match comma-separated patterns, `tell(row)` after each; BadRequest if one is unknown"
+    "Measure each step that matches a comma-separated pattern, `tell(row)`; BadRequest if budget or step are unknown"
     if budget not in SIZES: raise BadRequest(f"no budget '{budget}': {nearest(budget, SIZES)}")
     patterns, names = [p.strip() for p in steps.split(',')], [*STEPS, 'randaugment', 'augmix']
     for p in patterns:

@@ -142,7 +142,7 @@ def read_mnist(root, train):
 
 def read_tiny_imagenet(root, train):
     """Tiny ImageNet as its publisher packed it: 200 classes in the order of their WordNet names,
-    500 images each to train; the 10,000 of its validation set are the test images, as the published have no labels"""
+    500 images each to train; the 10,000 of its validation set are the test images: its test set has no labels"""
     with zipfile.ZipFile(Path(root)/'tiny-imagenet-200.zip') as z:
         classes = {w: k for k, w in enumerate(sorted(z.read('tiny-imagenet-200/wnids.txt').decode().split()))}
         if train:
@@ -344,7 +344,7 @@ class Toy(NamedTuple):
     majority: Tensor              # (n,) bool: core and spurious agree
 
 def make_toy(
-    seed:int,                     # leaves numpy's and torch's generators where the draws end: networks come from there
+    seed:int,                     # seeds numpy and torch, which stay where the draws end: networks are drawn from there
     sigma:float,                  # scale of the noise inputs
     rho:float=.9,                 # share of the majority (.5 for validation)
     n:int=1000, d:int=1800,

@@ -203,7 +203,7 @@ def barrier():
 
 @contextlib.contextmanager
 def followed():
-    "In the first process: work that the others do with it; they begin with a copy of what is in the folder now"
+    "In the first process: a block of work the others do with it; they begin with a copy of what is in the folder now"
     barrier(); barrier()
     yield
     barrier()

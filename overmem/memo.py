@@ -56,7 +56,8 @@ def run_dir(config:dict, code:str) -> Path:
     return runs_dir()/f"{config['name']}-{key}"
 
 def run(config:dict, work:Callable, code:str, force:bool=False) -> Path:
-    "Do `work(config, dir)` unless its directory says it is done, or, with `force`, anew; returns the directory"
+    """Do `work(config, dir)` unless the directory says that it is done; with `force`, do it again from the start.
+    Returns the directory"""
     d = writable(run_dir(config, code))
     if rank(): return follow(d, partial(work, config))
     with locked(d):

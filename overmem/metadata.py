@@ -32,7 +32,8 @@ from .pretrained import BERT, WEIGHTS, bert_weights, pretrained_bert, pretrained
 SPLITS = dict(train=0, val=1, test=2)
 
 def read_metadata(path) -> pd.DataFrame:
-    "Columns filename, split, y and a (0 where it has none) of a csv file; BadRequest says in one line what is wrong"
+    """The table in a csv file: columns filename, split, y and a (0 where the file has no such column);
+    BadRequest says in one line what is wrong with it"""
     try: t = pd.read_csv(path, dtype=dict(filename=str))
     except (OSError, ValueError) as e:
         raise BadRequest(f'{path} cannot be read as a table ({str(e).strip()})') from None
@@ -44,7 +45,8 @@ def read_metadata(path) -> pd.DataFrame:
         lambda s: SPLITS.get(str(s).strip().lower(), s)))[['filename', 'split', 'y', 'a']], path)
 
 def checked(t:pd.DataFrame, path) -> pd.DataFrame:
-    "The table in whole numbers, or a BadRequest: no numbers, a split without examples, a class without any to train on"
+    """The table with whole numbers, or a BadRequest: values that are none, a split without examples,
+    a class without any to train on"""
     for c in ('split', 'y', 'a'):
         v = pd.to_numeric(t[c], errors='coerce')
         bad = t[v.isna() | (v % 1 != 0) | (v < 0) | (v > len(t))]  # as many classes or groups as that have no examples

@@ -91,8 +91,8 @@ def geometry_weights(kappa:Tensor, steps:int, Lambda:float) -> Tensor:
     return w*len(w)/w.sum()
 
 def gairat(eps:float, alpha:float, steps:int=10, Lambda:float=-1., begin:float=60.) -> Objective:
-    """GAIRAT (Zhang et al. 2021): PGD training, crafted in eval mode, weighted by the number of steps survived
-    from the `begin`-th epoch on (counted from one, as in the official code)"""
+    """GAIRAT (Zhang et al. 2021): PGD training, crafted in eval mode. From the `begin`-th epoch on (counted from one,
+    as in the official code) images are weighted by the number of steps that they survived"""
     attack = in_eval(counting_pgd(eps, alpha, steps))
     def objective(model, b, t):
         "The step's logits and inputs are the attacked ones"

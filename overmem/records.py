@@ -34,7 +34,7 @@ def read_metrics(path:Path) -> list:
     "Rows of a .jsonl file (none if there is no file); a last line cut short by a kill is left out"
     if not Path(path).exists(): return []
     try:
-        rows = [json.loads(l) for l in Path(path).read_bytes().split(b'\n')[:-1]]  # what follows was never finished
+        rows = [json.loads(l) for l in Path(path).read_bytes().split(b'\n')[:-1]]  # after the last newline: unfinished
         if not all(isinstance(r, dict) for r in rows): raise ValueError('a line is no row')
     except (ValueError, RecursionError) as e:
         raise RunFailed(f'{path} is damaged ({e}): delete its folder and run again') from None

@@ -55,9 +55,11 @@ class Training:
     probes: dict = field(default_factory=dict)       # name -> expression of (model, x, y) -> (N,): means are recorded
     gauges: dict = field(default_factory=dict)       # name -> expression of (model, train images) -> number: recorded
     every: int = 1                # epochs between evaluations
-    best: str = ''                # of `attacks`, or clean: the epoch best at it on test images goes to best.safetensors
+    # one of `attacks`, or clean: the epoch with the best such accuracy on the test images is kept as best.safetensors
+    best: str = ''
     history: bool = False         # keep each training sample's loss and correctness in every epoch, as seen in training
-    # name -> attack expression, or '' for none: losses of all images and which are right, by own passes at evaluations
+    # name -> attack expression, or '' for none: losses of all images, and which are right, by a pass of their own
+    # whenever the run is evaluated
     watch: dict = field(default_factory=dict)
     fork: int = 0                 # so many first epochs are those of `trunk`, trained once for all runs that share them
     trunk: str = ''               # expression of the objective before the fork
@@ -170,7 +172,7 @@ def epochs_done(checkpoint:Path, config:dict) -> int:
     return meta['epoch']
 
 def train(config:dict, d:Path, minutes:float=2., bar=None):
-    "One run: leaves metrics.jsonl (a row per epoch) and, every `minutes`, last.safetensors in `d`; goes on from there"
+    "One run into `d`: metrics.jsonl, a row per epoch; a checkpoint every `minutes` and at the end; continues from it"
     c, last = Training(**config), d/'last.safetensors'
     kept, (tr, te, model, opt, objective) = epochs_done(last, config), prepare(c)
     if c.fork and not kept: kept, begin = c.fork, branch(c, config, d, model)

@@ -101,7 +101,8 @@ def standing(found:dict) -> dict:
                 for r in listed('claims') if r['spec'] == s and r['by'] == 'paper'} for s in PAPERS}
 
 def summary_counts() -> dict:
-    "{paper: {verdict: number of claims}}, each at the best budget it was judged at; all five, 'not judged yet' last"
+    """{paper: {verdict: number of its claims}}, each claim at the best budget it was judged at;
+    all five verdicts are there, 'not judged yet' last"""
     return {s: {v: sum(w == v for w in now.values()) for v in LOOKS} for s, now in standing(judged()).items()}
 
 def counts_text() -> str:

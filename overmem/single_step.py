@@ -59,7 +59,8 @@ SHALLOW = dict(CIFAR10, arch='one convolution, 16 filters', model='shallow(16, 1
 MNIST = dict(CIFAR10, data='mnist', arch='PreActResNet 16-32-64, stride-2 stem',
              model='preact_resnet(16, (1, 1, 1), stem=2)', eps='.3', ramp=16, n=5000, n_test=300,
              aug='', wd=0., lr=(.1, 2))
-OFFICIAL = dict(  # the six recipes, of which `q` is ZeroGrad's
+# the six recipes, of which `q` is ZeroGrad's
+OFFICIAL = dict(
     cifar10=dict(CIFAR10, precision='fp32'),
     cifar100=dict(CIFAR10, precision='fp32', data='cifar100', q=.45,
                   aug="compose(crop_flip(4, 'constant'), rotate(15))"),
@@ -121,7 +122,7 @@ class Watched(Grid):
         return ([None if a is None else int(self.epochs(label)[a]) for a in at],
                 np.array([a is not None for a in at]) & (P[:, -1] < .5*P.max(1)), P.max(1) >= self.floor)
     def survived(self, label) -> np.ndarray:
-        "(S,) share of the epochs before the fall without recovery; 1 if there was none, nan if it never was robust"
+        "(S,) share of the epochs before the fall that was for good; 1 without one, nan if it never was robust"
         def share(p, epochs):
             low = np.logical_and.accumulate((p < .5*p.max())[::-1])[::-1]  # from here to the end below half of the best
             return epochs[low.argmax()]/epochs[-1] if low.any() else 1.
@@ -176,7 +177,7 @@ PGD20 = dict(pgd20='pgd({e}, {e}/4, 20)')                                # as th
 
 def strong_rows(checkpoint:Path, n:int, eps:str, device:str='cpu', attacks:dict=PGD50X10) -> dict:
     """{clean, each attack, aa: (n,) bool} of the first n test images: still right, also under an attack of radius eps,
-    also under AutoAttack. `checkpoint` lies in the folder of a run; attacks {name: expression, {e} is the radius}"""
+    also under AutoAttack. `checkpoint` is in the folder of a run; attacks {name: expression with {e} for the radius}"""
     where = Path(checkpoint)
     return compute(dict(name='strong', checkpoint=f'{where.parent.name}/{where.name}',
                         weights=digest(read_checkpoint(where)[0]), n=n, eps=eps, device=device, attacks=attacks),

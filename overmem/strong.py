@@ -69,7 +69,7 @@ class Found:
         "Zero perturbations; every image stands"
         return cls(torch.zeros_like(x), torch.full((len(x),), -1, device=x.device), x.new_full((len(x),), -torch.inf))
     def fell(self, s:Standing, wrong:Tensor, step:int) -> bool:
-        "Enter the images of `s` that are `wrong` (N,), with their delta, and cut them from `s`; True while any stands"
+        "Enter the images of `s` that are `wrong` (N,), with s.delta, and cut them from `s`; True while any stands"
         if wrong.any():
             self.delta[s.i[wrong]], self.step[s.i[wrong]] = s.delta[wrong], step
             s.keep(~wrong)

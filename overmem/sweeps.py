@@ -135,7 +135,7 @@ def balance_of(c:dict, b, g=None, idx=None):
 
 def logits_of(model, x):
     "Logits (..., n, K) of inputs x (n,...), in eval mode, some million numbers at a time"
-    # of tokens a network makes much: fewer at a time
+    # tokens (int32), of which a network makes much: always 256 rows
     bs = min(5000, max(32, 4_000_000//x[0].numel())) if x.dtype != torch.int32 else 256
     with torch.no_grad(), evaluating(model): return torch.cat([model(floats(v)) for v in x.split(bs)], -2)
 
@@ -161,7 +161,8 @@ def discover(c:dict) -> dict:
                 step=np.arange(1, len(flips) + 1)*c['every'])
 
 def useless(found:dict, b) -> bool:
-    "Whether some class lacks one of the two environments, in training or validation: they make no groups (mat.md 2.4)"
+    """Whether some class lacks one of the two environments, in training or in validation:
+    such environments make no groups (mat.md 2.4)"""
     return any(degenerate(torch.as_tensor(found[f'env_{k}']), getattr(b, k).y.cpu(), b.K) for k in ('tr', 'va'))
 
 # %% ../nbs/39_sweeps.ipynb #23d384d2
@@ -267,7 +268,7 @@ def method_run(s, method:str, groups:str, comb:int, seed:int, twins:dict|None=No
 
 def _code(c): return _CODE + tuple(names_in(c['model']))
 def compute_twins(c:dict, force:bool=False) -> dict:
-    "What phase 1 found in a configuration of its own, or in the one that one of phase 2 refers to; computed once"
+    "What phase 1 found in a configuration of its own, or in that to which one of phase 2 refers; computed once"
     c = c.get('twins', c)
     return compute(c, discover, _code(c), force)
 

@@ -57,10 +57,13 @@ class Place:
     order: Tensor|None = None
 
 def fit(model, loader, objective:Objective, opt, lr:Callable, epochs:int,
-    record:Callable|None=None,    # (epoch, batch, step) after each update; the next may overwrite them; True: stop
+    # (epoch, batch, step) after every update, whose tensors the next may overwrite; returning True ends the training
+    record:Callable|None=None,
     after_epoch=(),               # functions of (epoch, model)
     precision:str='fp32',         # 'fp32', 'bf16', or 'auto': bf16 where the device computes in it
-    capture='auto',               # 'auto': a CUDA graph on a GPU; 'off', 'graph', 'compiled' (and recorded), a recorder
+    # 'auto': record the step as a CUDA graph where there is a GPU; 'off', 'graph', 'compiled' (by torch.compile, then
+    # recorded), or a recorder
+    capture='auto',
     at:Place|None=None):          # where to begin, and afterwards where it ended
     """Train; everything particular to a method is inside `objective`.
     Raises RunFailed when the loss stops being a number or memory runs out"""
@@ -180,7 +183,7 @@ def cuda_graph(work:Callable) -> Callable:
 
 @contextlib.contextmanager
 def side_stream(device):
-    "The block's work goes to a stream of its own on `device`, as recording demands; at the end the device is done"
+    "The block's work goes to a stream of its own on `device`, as recording demands; at the end it is finished"
     with torch.cuda.device(device):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
