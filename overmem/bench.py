@@ -284,7 +284,7 @@ SIZES = dict(smoke=dict(bs=16, rounds=2, seconds=0.), laptop=dict(bs=128, rounds
 
 def bench(budget:str='smoke', device:str='cpu', steps:str='*', model:str='', bs:int=0,
           tell=lambda row: None) -> pd.DataFrame:
-    "Measure each step that matches a comma-separated pattern, `tell(row)`; BadRequest if budget or step are unknown"
+    "Measure each step that matches a comma-separated pattern, `tell(row)`; BadRequest if budget or step is unknown"
     if budget not in SIZES: raise BadRequest(f"no budget '{budget}': {nearest(budget, SIZES)}")
     patterns, names = [p.strip() for p in steps.split(',')], [*STEPS, 'randaugment', 'augmix']
     for p in patterns:

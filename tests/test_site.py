@@ -5,6 +5,7 @@ import fcntl
 import functools
 import http.server
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,13 @@ def test_exported_names_have_entries(pages):
         assert {n for n in defined if f'_modules/overmem/{module}.html#{n}' not in links} == set(), module
         assert {n for n in public
                 if not any(l.endswith(f'#overmem.{module}.{n}') for l in index.links)} == set(), module
+
+
+def test_what_opens_has_a_name(site):
+    "Everything that folds out says what it is, in words or to a screen reader"
+    for page in site.glob('*.html'):
+        for attributes, inside in re.findall(r'<summary([^>]*)>(.*?)</summary>', page.read_text(), re.S):
+            assert 'aria-label' in attributes or re.sub('<[^>]*>', '', inside).strip(), page.name
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -64,6 +64,14 @@ def copy_mathjax(app, error):
     shutil.copy(src/'tex-chtml-full.js', out)
 
 
+def name_arrows(app, error):
+    "The arrows that open a part of the contents say what they open to those who don't see them"
+    for page in app.outdir.glob('*.html'):
+        text = page.read_text(encoding='utf-8')
+        named = re.sub(r'(>([^<]+)</a><details[^>]*>)<summary>', r'\1<summary aria-label="Below \2">', text)
+        if named != text: page.write_text(named, encoding='utf-8')
+
+
 def setup(app):
     app.add_post_transform(LinkNames)
-    app.connect('build-finished', copy_mathjax)
+    for last in (copy_mathjax, name_arrows): app.connect('build-finished', last)
