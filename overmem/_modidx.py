@@ -59,6 +59,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'overmem.base.replacing': ('base.html#replacing', 'overmem/base.py'),
                               'overmem.base.results_dir': ('base.html#results_dir', 'overmem/base.py'),
                               'overmem.base.runs_dir': ('base.html#runs_dir', 'overmem/base.py'),
+                              'overmem.base.text_digest': ('base.html#text_digest', 'overmem/base.py'),
                               'overmem.base.writable': ('base.html#writable', 'overmem/base.py'),
                               'overmem.base.write_json': ('base.html#write_json', 'overmem/base.py'),
                               'overmem.base.write_text': ('base.html#write_text', 'overmem/base.py')},

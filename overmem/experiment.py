@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from .base import BadRequest, nearest, packaged, replacing, results_dir, writable
+from .base import KEPT, BadRequest, nearest, packaged, replacing, results_dir, text_digest, writable
 from .core import device as find_device
 
 # %% ../nbs/40_experiment.ipynb #709fa0a1
@@ -247,7 +247,8 @@ class Results:
             fig.savefig(tmp/'figure.svg', metadata=dict(Date=None))
             fig.savefig(tmp/'figure.png')
             (tmp/'verdict.json').write_text(json.dumps(self.verdicts, indent=1, ensure_ascii=False) + '\n')
-            (tmp/'run.json').write_text(json.dumps(self._about(seeds, images, process_seconds), indent=1) + '\n')
+            about = self._about(seeds, images, process_seconds) | dict(sha256={f: text_digest(tmp/f) for f in KEPT})
+            (tmp/'run.json').write_text(json.dumps(about, indent=1) + '\n')
         return pd.DataFrame(self.verdicts, columns=[
             'id', 'claim', 'quantity', 'value', 'std', 'n', 'paper', 'threshold', 'verdict', 'note']).set_index('id')
     def _about(self, seeds, images, process_seconds):

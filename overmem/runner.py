@@ -19,8 +19,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from .base import (BadRequest, RunFailed, data_dir, home, nearest, packaged, results_dir, runs_dir, writable,
-                          write_text)
+from .base import (KEPT, BadRequest, RunFailed, data_dir, home, nearest, packaged, results_dir, runs_dir,
+                          text_digest, writable, write_text)
 from .cluster import executor
 
 # %% ../nbs/41_runner.ipynb #4042e8f8
@@ -183,8 +183,13 @@ _HOLDS = {'run.json': ('budget', 'device', 'code_version', 'wall_seconds'),
 
 def read_results(folder:Path) -> tuple:
     "(run.json, verdict.json) of a folder of results; a damaged one is named"
-    try: return tuple(_whole(f, json.loads((Path(folder)/f).read_text(encoding='utf-8'))) for f in _HOLDS)
-    except (OSError, ValueError) as e:
+    try:
+        found = tuple(_whole(f, json.loads((Path(folder)/f).read_text(encoding='utf-8'))) for f in _HOLDS)
+        said = found[0].get('sha256', ())
+        changed = [f for f in KEPT if f in said and text_digest(Path(folder)/f) != said[f]]
+        if changed: raise ValueError(f'{changed[0]} is not what the run left')
+        return found
+    except (OSError, ValueError, TypeError) as e:
         raise RunFailed(f'the results in {folder} are damaged or incomplete ({e}): '
                         'delete that folder and run the experiment again') from None
 

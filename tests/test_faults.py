@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -265,6 +266,10 @@ def test_results_are_cut(undisturbed, tmp_path):
         p = command(tmp_path, 'report')
         assert p.returncode == 1 and len(p.said) == 1 and str(folder) in p.said[0], p.said
         (folder/name).write_bytes(data)
+    text = (folder/'table.csv').read_text()
+    (folder/'table.csv').write_text(re.sub(r'[0-8](?=\D*$)', lambda digit: str(int(digit[0]) + 1), text, count=1))
+    p = command(tmp_path, 'report')
+    assert p.returncode == 1 and 'table.csv is not what the run left' in p.said[0], p.said
     shutil.rmtree(folder)
     assert command(tmp_path, *SWEEP).said == []
     pd.testing.assert_frame_equal(table(tmp_path), table(undisturbed))
