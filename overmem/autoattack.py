@@ -28,7 +28,7 @@ from torch.fx.experimental.optimization import fuse
 
 from .attacks import project
 from .base import BadRequest, RunFailed, nearest, replacing
-from .core import digest, evaluating, keep_memory, read_arrays, seeded
+from .core import digest, evaluating, keep_memory, read_arrays, right, seeded
 from .data import floats
 from .models import Normalize
 from .parallel import spread
@@ -215,7 +215,7 @@ def confirmed(model, x:Tensor, y:Tensor, eps:float, claim:Found, steps:int) -> F
     """The claim of an attack of so many `steps`, put into the threat model and shown to the model once more:
     an image fell exactly if it is misclassified there"""
     delta = project(claim.delta, x, eps)
-    wrong = model(x + delta).argmax(1) != y
+    wrong = ~right(model(x + delta), y)
     return Found(delta, torch.where(wrong, torch.where(claim.step < 0, steps, claim.step), -1), claim.loss)
 
 def search(model, twin, x:Tensor, y:Tensor, eps:float, attempt:Attempt) -> Found:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'NAMES', 'BENIGN', 'STUDIES', 'PLACES', 'RIVALS', 'ATTACKS', 'THEIRS', 'Cases', 'scored', 'cases',
-           'pair_influence', 'trusted', 'published_sets', 'training', 'shares', 'own_setting', 'setting_name', 'placed',
-           'share_runs', 'rival_runs', 'proxy_scores', 'part_acc', 'chosen', 'Rivals', 'peak', 'attacked', 'pointing',
-           'class_names']
+           'pair_influence', 'trusted', 'typical_too', 'published_sets', 'training', 'shares', 'own_setting',
+           'setting_name', 'placed', 'share_runs', 'rival_runs', 'proxy_scores', 'part_acc', 'chosen', 'Rivals', 'peak',
+           'attacked', 'pointing', 'class_names']
 
 # %% ../nbs/40_benign.ipynb #1fff4ca5
 import pickle
@@ -82,6 +82,12 @@ def trusted(c:Cases, test:bool=False) -> dict:
           bool(apart > .2)}
     return ok | ({f'the published pairs have a mean influence of .1 here ({c.influence:.2f})': bool(c.influence > .1)}
                  if test and c.scores == 'published' else {})
+
+def typical_too(c:Cases) -> dict:
+    """{sentence: held?}: whether training without atypical images is what it says,
+    where the scores of others say who is typical"""
+    mem = np.nanmean(c.own[c.sets.typical]) if c.sets.typical.any() else np.nan
+    return {f'typical training images are typical here, too: mean memorization below .15 ({mem:.2f})': bool(mem < .15)}
 
 def published_sets(known, at:tuple, p_te, high:float=.15, low:float=.02, right:float=.8) -> Sets:
     """The sets of the images at positions `at` ((n,), (n',)) of CIFAR-100 from the published scores `known`,

@@ -82,12 +82,16 @@ def train(device, **given):
 def trained(method_, param, eps, attack, name, force, device, minutes, classes, **options):
     "What `overmem train` does"
     import re
+    from overmem.base import BadRequest
     from overmem.core import device as find
     from overmem.data import class_numbers
     from overmem.expressions import method
     from overmem.records import collapse, read_metrics
     from overmem.runs import Training, train_run
     entries = method(method_, param, eps)
+    if 'epochs' in entries and options['epochs'] not in (None, entries['epochs']):
+        raise BadRequest(f"{method_} has {entries['epochs']} epochs, to which its schedule belongs: "
+                         f"for others write out --lr and the objective, {entries['objective']}")
     entries = (dict(data='cifar10') | entries | {k: v for k, v in options.items() if v is not None}
                | dict(device=find(device), attacks=named_attacks(attack, eps)))
     entries.setdefault('lr', f"triangle(.1, {entries.get('epochs', 30)})")

@@ -123,9 +123,9 @@ class Snapshot:
             self.state[f'aux.{k}'].copy_(torch.where(self.state['taken'], self.state[f'aux.{k}'], v))
         self.state['taken'].fill_(True)
     @torch.no_grad()
-    def __call__(self, model, x:Tensor) -> Tensor:
-        "Its logits, in eval mode"
-        with evaluating(model):
+    def __call__(self, model, x:Tensor, screen:str='eval') -> Tensor:
+        "Its logits, in one of the modes of `SCREENS`"
+        with SCREENS[screen](model):
             return torch.func.functional_call(
                 plain(model), {k[4:]: v for k, v in self.state.items() if k.startswith('aux.')}, (x,))
 
@@ -140,7 +140,7 @@ class Group:
     def attach(self, model): self.aux.attach(model)
     def __call__(self, model, b:Batch, t:float) -> Tensor:
         self.aux.take(model)
-        then = ce(self.aux(model, b.x), b.y) < self.T
+        then = ce(self.aux(model, b.x, 'frozen'), b.y) < self.T          # by batch statistics, as the network now
         now = clean_losses(model, b.x, b.y) < self.T
         return (~self.MEMBERS[self.group](then, now)).float()
 
@@ -152,7 +152,7 @@ def remove_group(objective:Objective, T:float, start:float, group:str='transform
 class Known:
     """Rule for `reweigh`: 0 for a sample from the first view on whose clean loss the network of the first call
     has below T, else 1; which they are is a state of n places"""
-    def __init__(self, T:float, n:int): self.T, self.n, self.aux = T, n, Snapshot()
+    def __init__(self, T:float, n:int): self.T, self.n, self.examples, self.aux = T, n, n, Snapshot()
     @property
     def state(self) -> dict: return self.aux.state
     def attach(self, model):
@@ -219,6 +219,10 @@ def dom_da_masked(objective:Objective, T:float|Callable, start:float, transform:
 
 def _distracted(objective, T, start, how, choices, screen, eager=''):
     _checked(screen)
+    _, iters, strength, last, _ = choices
+    if last not in ('accept', 'blend'): raise BadRequest(f"last='{last}': there are accept and blend")
+    if not 0 <= strength <= 1: raise BadRequest(f'strength={strength}: a share of the blend, from 0 to 1')
+    if not isinstance(iters, int) or iters < 1: raise BadRequest(f'iters={iters}: so many attempts, at least 1')
     def wrapped(model, b, t):
         if t < start: return objective(model, b, t)
         found = clean_losses(model, b.x, b.y, screen)

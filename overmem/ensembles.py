@@ -152,6 +152,7 @@ class Many(nn.Module):
         state = (dict(zip(self.names, self.weights)),
                  {k.replace('/', '.'): v for k, v in self.named_buffers(recurse=False)})
         shared = x.dim() == self.dim
+        self.one[0].train(self.training)  # an attack in eval mode, say, sets the mode of this module alone
         return vmap(lambda p, b, v: functional_call(self.one[0], (p, b), (v,)), (0, 0, None if shared else 0),
                     randomness='different')(*state, x)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .attacks import input_grad, no_attack
-from .core import Attack, ce, evaluating, seeded
+from .core import Attack, ce, evaluating, right, seeded
 from .data import floats
 from .strong import checked, clean_logits
 
@@ -25,7 +25,7 @@ def correct(model, x:Tensor, y:Tensor, attack:Attack=no_attack, bs:int=500, seed
 
 def _right(model, x, y, attack):
     if attack is not no_attack: x = x + attack(model, x, y)
-    with torch.no_grad(): return model(x).argmax(1) == y
+    with torch.no_grad(): return right(model(x), y)
 
 @torch.no_grad()
 def outcomes(model, x:Tensor, y:Tensor, attack:Attack=no_attack, aug:Callable|None=None, bs:int=500,
@@ -37,7 +37,7 @@ def outcomes(model, x:Tensor, y:Tensor, attack:Attack=no_attack, aug:Callable|No
             with seeded((seed << 20) + k): x = aug(x)
         with torch.enable_grad(): delta = attack(model, x, y)
         z = model(x + delta)
-        return ce(z, y), z.argmax(1) == y
+        return ce(z, y), right(z, y)
     with evaluating(model), seeded(seed):
         return tuple(map(torch.cat, zip(*(
             one(k, floats(xb), yb) for k, (xb, yb) in enumerate(zip(x.split(bs), y.split(bs)))))))

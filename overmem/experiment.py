@@ -65,13 +65,16 @@ def judge(low:float, high:float, confirmed:str, refuted:str|None=None) -> str:
         outside = low == high and low in (a, b) and '=' not in r         # equal values make a point, and 0 is not '> 0'
         return a <= low and high <= b and not outside
     meets = lambda r: r is not None and high > region(r)[0] and low < region(r)[1]
+    if math.isnan(low) or math.isnan(high): return 'not testable at this budget'
     if inside(confirmed): return 'reproduced'
     if inside(refuted): return 'not reproduced'
     return 'not testable at this budget' if meets(refuted) else 'direction only'
 
 def ratio_interval(values) -> tuple:
-    "Like `interval`, of the geometric mean of positive ratios; the standard deviation is that of the ratios themselves"
+    """Like `interval`, of the geometric mean of ratios, with the standard deviation of the ratios themselves;
+    nan if one is not positive, or infinite: nothing can be said then, and no seed is dropped"""
     v = np.asarray(values, float)
+    if (v <= 0).any() or np.isinf(v).any(): return math.nan, math.nan, len(v), math.nan, math.nan
     mean, _, n, low, high = interval(np.log(v))
     return math.exp(mean), interval(v)[1], n, math.exp(low), math.exp(high)
 
@@ -155,7 +158,9 @@ def _settle(row, verdict, n, own_setting, controls):
         verdict, row['note'] = ('not testable at this budget',
                                 f"{n} seed{'s' if n != 1 else ''}, three are needed. {row['note']}".strip())
     elif verdict == 'not testable at this budget':
-        row['note'] = f"the interval reaches what would refute, and more. {row['note']}".strip()
+        reason = ('nothing finite to judge' if row['value'] is None
+                  else 'the interval reaches what would refute, and more')
+        row['note'] = f"{reason}. {row['note']}".strip()
     elif verdict == 'reproduced' and not own_setting:
         verdict, row['note'] = ('direction only',
                                 f"the rule is met, though not in the paper's own setting. {row['note']}".strip())

@@ -11,7 +11,6 @@ import ast
 import importlib
 import inspect
 import operator
-import os
 from collections.abc import Callable
 from functools import cache
 
@@ -21,6 +20,7 @@ from .base import BadRequest, RunFailed, nearest
 from .core import Attack, Objective, ce, seeded
 from .models import Net
 from .objectives import adv
+from .records import array_file
 
 # %% ../nbs/37_expressions.ipynb #54d26c92
 # modules whose names an expression may use
@@ -91,10 +91,11 @@ def _call(n, inject):
         raise BadRequest(f'{ast.unparse(n)}: {e}; the arguments of {n.func.id} are {", ".join(takes)}') from None
 
 def files_in(*exprs:str) -> list:
-    "Files that expressions name: what is in them decides what is made, too"
+    """Files that expressions name, as `kept_array` finds them: what is in them decides what is made, too.
+    An array of `keep_array` is not among them: its name says what it holds"""
     texts = {n.value for e in exprs for n in ast.walk(parsed(e))
              if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-    return sorted(t for t in texts if os.path.isfile(t))
+    return sorted(str(f) for t in texts if not t.startswith('array-') and (f := array_file(t)))
 
 def names_in(*exprs:str) -> set:
     "Modules whose names occur in the expressions"

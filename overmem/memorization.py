@@ -38,13 +38,13 @@ def mem_scores(ok, mask) -> Scores:
         raise BadRequest(f'outcomes of {ok.shape[0]} models on {ok.shape[1]} examples, but subsets {mask.shape}: '
                          'they must be those of the training examples, in their order')
     def side(who):
-        n = who.sum(0)
-        with np.errstate(invalid='ignore', divide='ignore'):
-            p = np.einsum('mn,mn->n', ok, who, dtype=float)/n
-            square = np.einsum('mn,mn,mn->n', ok, ok, who, dtype=float)/n
-            return n, p, np.maximum(square - p**2, 0)/n
-    (n_in, p_in, v_in), (n_out, p_out, v_out) = side(mask), side(~mask)
-    return Scores(p_in - p_out, np.sqrt(v_in + v_out), p_in, p_out, n_in, n_out)
+        n, total = who.sum(0), np.einsum('mn,mn->n', ok, who, dtype=float)
+        p, square = total/n, np.einsum('mn,mn,mn->n', ok, ok, who, dtype=float)/n
+        return n, total, p, np.maximum(square - p**2, 0)/n
+    with np.errstate(invalid='ignore', divide='ignore'):
+        (n_in, a, p_in, v_in), (n_out, b, p_out, v_out) = side(mask), side(~mask)
+        mem = (a*n_out - b*n_in)/(n_in*n_out)  # p_in - p_out in one division: 1 - .85 would be more than .15
+        return Scores(mem, np.sqrt(v_in + v_out), p_in, p_out, n_in, n_out)
 
 def _matching(ok, mask):
     "Both as arrays, right and wrong as bool; refused if they don't belong together"
@@ -192,7 +192,7 @@ def example_sets(mem, blocks:dict, p_te, high:float=.15, low:float=.02, right:fl
 
 def _strongest(who, blocks, n):
     "(n',) largest influence on each test example of the training examples `who` (n,) of its class; -inf without any"
-    out = np.full(n, -np.inf)
+    out = np.full(n, -np.inf, np.float32)                                # as the influences, or .15 would exceed .15
     for b in blocks.values():
         if who[b.tr].any() and len(b.te): out[b.te] = np.nanmax(b.infl[who[b.tr]], 0)
     return out
@@ -214,8 +214,8 @@ def cautious_sets(s:Scores, blocks:dict, p_te, high:float=.15, low:float=.02, ri
     p_te = np.asarray(p_te)
     strongest, se = (_strongest(s.mem > high, blocks, len(p_te)),
                      errors*infl_se(p_te, np.nanmean(s.n_in), np.nanmean(s.n_out)))
-    return Sets(s.mem > high, s.mem < low, strongest > np.maximum(high, se),
-                (strongest <= np.maximum(low, se)) & (p_te >= right))
+    above, below = (np.maximum(v, se).astype(np.float32) for v in (high, low))
+    return Sets(s.mem > high, s.mem < low, strongest > above, (strongest <= below) & (p_te >= right))
 
 def confident_sets(s:Scores, blocks:dict, p_te, m:int, high:float=.15, right:float=.8, level:float=.95) -> Sets:
     """Sets that hold with confidence `level` (one-sided, for test examples after Bonferroni):

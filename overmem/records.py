@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Metrics', 'read_metrics', 'pages', 'History', 'loss_shares', 'imprint', 'intact', 'seal', 'unsealed', 'keep_array',
-           'kept_array', 'collapse']
+           'array_file', 'kept_array', 'collapse']
 
 # %% ../nbs/11_records.ipynb #ec523f25
 import json
@@ -121,10 +121,15 @@ def keep_array(a) -> str:
 
 def _print(a): return digest(dict(a=torch.from_numpy(np.array(a))))[:16]
 
+def array_file(name:str) -> Path|None:
+    "The file that a name of `kept_array` stands for: one in data/runs, or else anywhere; None if there is none"
+    files = (runs_dir()/name, Path(os.path.expanduser(name)))
+    return next((f for f in files if os.path.isfile(f)), None)
+
 def kept_array(name:str, *keys:str) -> np.ndarray:
     "The array that `keep_array` named, or that a file .npy holds, or a file .npz under the first of `keys` that it has"
-    file = runs_dir()/name if os.path.isfile(runs_dir()/name) else Path(os.path.expanduser(name))
-    if not os.path.isfile(file): raise BadRequest(f"no array '{name}': it is neither in {runs_dir()} nor a file")
+    file = array_file(name)
+    if file is None: raise BadRequest(f"no array '{name}': it is neither in {runs_dir()} nor a file")
     try: arrays = read_arrays(file)
     except ValueError as e: raise BadRequest(f'{file} is no array, or damaged ({e})') from None
     found = [k for k in ('', *keys) if k in arrays]

@@ -8,6 +8,7 @@ __all__ = ['Training', 'images_in', 'network_in', 'prepare', 'size_of', 'loader_
            'collect', 'Grid']
 
 # %% ../nbs/38_runs.ipynb #30c731b0
+import math
 import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -270,7 +271,8 @@ def check(c:Training):
     as_objective(c.objective)
     shape = (s.shape[0], *(v//c.shrink for v in s.shape[1:]))
     with torch.device('meta'): check_network(network_in(c), shape, len(c.classes) or s.K, c.model)
-    as_schedule(c.lr)
+    if not 0 <= (end := as_schedule(c.lr)(c.epochs)) < math.inf:
+        raise BadRequest(f'{c.lr} ends at {end:.3g} after {c.epochs} epochs: a learning rate is not negative')
     if c.aug: as_augmentation(c.aug, shape)
     idle = [e for e in (*c.attacks.values(), *c.probes.values(), *c.watch.values(), *c.gauges.values())
             if e and not callable(make(e))]

@@ -58,11 +58,12 @@ def cautions(about:dict) -> list:
                     "more models are needed")
     if not about['fits']:
         said.append(f"the networks are right on {about['p_in']:.3f} of what they were trained on, "
-                    f"on {about['p_in_hard'] or 1:.3f} of the hard ones: "
+                    f"on {1 if about['p_in_hard'] is None else about['p_in_hard']:.3f} of the hard ones: "
                     "below .98 these scores understate memorization. Train longer, or use 1 - p_out under its own name")
-    if about['reliability'] and about['reliability'] < .9:
-        said.append(f"reliability {about['reliability']:.2f}: the order of the images is still noisy; "
-                    "more models would help")
+    r = about['reliability']
+    if r is None or not r >= .9:
+        said.append(f"reliability {'unknown' if r is None else format(r, '.2f')}: "
+                    'the order of the images is still noisy; more models would help')
     if about['pairs_by_chance'] > .05*about['pairs']:
         said.append(f"{about['pairs_by_chance']:.0f} of {about['pairs']} high-influence pairs "
                     "would be found by chance: about 1,000 models are needed for the threshold .15")

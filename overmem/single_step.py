@@ -125,7 +125,7 @@ class Watched(Grid):
         "(S,) share of the epochs before the fall that was for good; 1 without one, nan if it never was robust"
         def share(p, epochs):
             low = np.logical_and.accumulate((p < .5*p.max())[::-1])[::-1]  # from here to the end below half of the best
-            return epochs[low.argmax()]/epochs[-1] if low.any() else 1.
+            return np.append(0, epochs)[low.argmax()]/epochs[-1] if low.any() else 1.  # the last evaluation before
         _, end, robust = self.fallen(label)
         return np.array([np.nan if not r else share(p, self.epochs(label)) if e else 1.
                          for p, e, r in zip(self(label, 'pgd10_acc'), end, robust)])

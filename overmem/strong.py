@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .attacks import frozen, margin, project, uniform
 from .base import BadRequest
-from .core import Attack, ce, full
+from .core import Attack, ce, full, right
 from .data import floats
 
 # %% ../nbs/13_strong.ipynb #b385de54
@@ -154,7 +154,7 @@ def look(model, x:Tensor, y:Tensor, delta:Tensor, loss:Callable) -> tuple:
         f = loss(z)
         g = (torch.autograd.grad(f.sum(), delta, materialize_grads=True)[0].nan_to_num(0., 0., 0.)
              if f.requires_grad else torch.zeros_like(delta))
-    return f.detach().to(x.dtype), g, z.detach().argmax(1) != y
+    return f.detach().to(x.dtype), g, ~right(z.detach(), y)
 
 def _unwatched(k, s): pass
 
@@ -256,7 +256,7 @@ def approach(
     for k in range(1, steps + 1):
         f, g, _ = look(model, s.x, s.y, s.delta, lambda z: _lead(z, s.target, s.y))
         s.delta = _between(s.x, s.delta, f, g, alpha_max, eta)
-        with torch.no_grad(): s.wrong = model(s.x + s.delta).argmax(1) != s.y
+        with torch.no_grad(): s.wrong = ~right(model(s.x + s.delta), s.y)
         watch(k, s)
         if not found.fell(s, s.wrong & (_length(s.delta) <= eps), k): break
         s.put(s.wrong, delta=beta*s.delta)
@@ -317,7 +317,7 @@ def search_squares(model, x:Tensor, y:Tensor, eps:float, queries:int, p_init:flo
             f = margin(z, s.y).to(x.dtype)
             better = f > s.f
             s.delta[at] = torch.where(_col(better, new), new, old)
-            s.wrong = better & (z.argmax(1) != s.y)
+            s.wrong = better & ~right(z, s.y)
             s.put(better, f=f)
             watch(k, s)
             if not found.fell(s, s.wrong, k): break

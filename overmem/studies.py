@@ -102,7 +102,12 @@ def told(f:Callable) -> str:
     if isinstance(f, partial): return f'{told(f.func)} {f.args} {f.keywords}'
     if isinstance(f, Network): return f'{f.model} for {f.data.K} classes of {f.data.name}'
     try: return f'{f.__qualname__} of {digest({}, bare(inspect.getsource(inspect.getmodule(f))))}'
-    except (OSError, TypeError): return f.__qualname__                   # typed in, no file
+    except (OSError, TypeError): return f'{f.__qualname__} of {_typed(f)}'
+
+def _typed(f):
+    "The digest of a function that stands in no file: of its source in a notebook, else of its compiled code"
+    try: return digest({}, bare(inspect.getsource(f)))
+    except (OSError, TypeError): return digest({}, f'{f.__code__.co_code} {f.__code__.co_consts} {f.__code__.co_names}')
 
 def check(study:Study, models:int=2):
     "Refuse a study, or a number of models, that can't be had, before anything is written"

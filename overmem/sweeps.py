@@ -89,10 +89,13 @@ def network_of(c:dict, b):
     if c['kind'] in COLOURED: net.apply(_xavier)
     if c['zero_head']:
         for p in net.head.parameters(): torch.nn.init.zeros_(p)
-    try: net.to(c['device']).eval()(x[:2])
+    try:
+        with torch.no_grad(): z = net.to(c['device']).eval()(x[:2])
     except RuntimeError as e:
         raise BadRequest(f"{c['model']} does not take inputs of {' x '.join(map(str, x.shape[1:]))} "
                          f"({str(e).splitlines()[0]})") from None
+    if z.shape != (2, b.K):
+        raise BadRequest(f"'{c['model']}' gives {z[0].numel()} numbers for an example, but there are {b.K} classes")
     return net.train()
 
 def _xavier(m):

@@ -136,6 +136,7 @@ def grad_alignment(eps:float) -> Callable:
     def probe(model, x, y):
         "x (N,C,H,W) in [0,1] -> (N,) in [-1,1]"
         a, b = (input_grad(model, x, y, d).flatten(1) for d in (torch.zeros_like(x), uniform(x, eps)))
+        a, b = (v/v.abs().amax(1, keepdim=True) for v in (a, b))         # squares of tiny ones would vanish
         return (a*b).sum(1)/(a.norm(dim=1)*b.norm(dim=1))
     return probe
 
